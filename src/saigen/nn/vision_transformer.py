@@ -24,7 +24,10 @@ class PatchEmbed(nn.Module):
 
 
 class Block(nn.Module):
-    """One pre-norm transformer block: x + attention(norm(x)), then x + MLP(norm(x))."""
+    """One pre-norm transformer block: x + s·attention(norm(x)), then x + s·MLP(norm(x)).
+
+    ``branch_scale`` is s: 1 in ViT, one half in LV-ViT.
+    """
 
     def __init__(
         self,
@@ -38,9 +41,11 @@ class Block(nn.Module):
         drop_path: float = 0.0,
         gelu: Literal["none", "tanh"] = "none",
         norm_eps: float = 1e-6,
+        branch_scale: float = 1.0,
         fused_attn: bool = True,
     ) -> None:
         super().__init__()
+        self.branch_scale = branch_scale
         self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
         self.attn = Attention(dim, num_heads, qkv_bias=qkv_bias, attn_drop=attn_drop, proj_drop=drop, fused=fused_attn)
         self.drop_path1 = DropPath(drop_path)
@@ -49,8 +54,8 @@ class Block(nn.Module):
         self.drop_path2 = DropPath(drop_path)
 
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
-        x = x + self.drop_path1(self.attn(self.norm1(x)))
-        return x + self.drop_path2(self.mlp(self.norm2(x)))
+        x = x.add(self.drop_path1(self.attn(self.norm1(x))), alpha=self.branch_scale)
+        return x.add(self.drop_path2(self.mlp(self.norm2(x))), alpha=self.branch_scale)
 
 
 class VisionTransformer(nn.Module):
@@ -158,7 +163,7 @@ class VisionTransformer(nn.Module):
         self.fc_norm = nn.LayerNorm(embed_dim, eps=norm_eps) if fc_norm else nn.Identity()
         self.head = nn.Linear(embed_dim, num_classes) if num_classes else nn.Identity()
         self.init_weights(init)
-        self.register_load_state_dict_pre_hook(_fit_positions)
+        self.register_load_state_dict_pre_hook(fit_positions)
 
     def init_weights(self, init: Literal["trunc_normal", "jax"]) -> None:
         """Draws fresh weights from the global generator."""
@@ -253,7 +258,8 @@ def resize_positions(
     return torch.cat((prefix, image.flatten(2).transpose(1, 2).to(pos_embed.dtype)), dim=1)
 
 
-def _fit_positions(model: VisionTransformer, state: dict[str, Tensor], prefix: str, *_) -> None:
+def fit_positions(model: nn.Module, state: dict[str, Tensor], prefix: str, *_) -> None:
+    """A hook for ``register_load_state_dict_pre_hook``: resizes the positions of a state dict to the model's grid."""
     given = state.get(prefix + "pos_embed")
     if given is None or given.ndim != 3 or given.shape[1:] == model.pos_embed.shape[1:]:
         return
