@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from saigen.nn.vision_transformer import Block, convert_vit_state_dict, fit_positions
+from saigen.nn.vision_transformer import Block, convert_vit_state_dict, embed_image, fit_positions, fresh_head
 
 
 class ConvPatchEmbed(nn.Module):
@@ -114,12 +114,7 @@ class LVViT(nn.Module):
 
     def embed(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
         """Patch embeddings behind the class token, positions added: what the first block takes."""
-        if x.ndim != 4 or x.shape[1] != self.in_chans or tuple(x.shape[2:]) != self.img_size:
-            allowed = f"(batch, {self.in_chans}, {self.img_size[0]}, {self.img_size[1]})"
-            raise ValueError(f"x has shape {tuple(x.shape)}, allowed is {allowed}")
-        x = self.patch_embed(x)
-        x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), dim=1)
-        return self.pos_drop(x + self.pos_embed)
+        return embed_image(self, x)
 
     def forward_features(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
         """All tokens after the last block and the norm, the class token first."""
@@ -140,11 +135,8 @@ class LVViT(nn.Module):
         if num_classes < 1:
             raise ValueError(f"num_classes is {num_classes}, allowed is num_classes >= 1")
         self.num_classes = num_classes
-        for name in ("head", "aux_head"):
-            head = nn.Linear(self.embed_dim, num_classes).to(self.norm.weight)
-            nn.init.trunc_normal_(head.weight, std=0.02)
-            nn.init.zeros_(head.bias)
-            setattr(self, name, head)
+        self.head = fresh_head(self.norm, num_classes)
+        self.aux_head = fresh_head(self.norm, num_classes)
 
     @staticmethod
     def convert_state_dict(state: dict[str, Tensor]) -> dict[str, Tensor]:
