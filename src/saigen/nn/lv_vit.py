@@ -1,4 +1,4 @@
-"""LV-ViT (Jiang et al., 2021, arXiv 2104.10858): ViT with a convolutional stem, halved branches, a head on every token."""
+"""LV-ViT (Jiang et al., 2021, arXiv 2104.10858): ViT with a convolutional stem, halved branches, a head a token."""
 
 import torch
 from jaxtyping import Float
