@@ -6,6 +6,7 @@ import functools
 import hashlib
 import importlib.util
 import json
+import math
 import os
 import platform
 from collections.abc import Iterable, Sequence
@@ -35,7 +36,8 @@ class Measurement(BaseModel):
     claim: str
     scale: str
     seed: int = Field(ge=0)
-    values: dict[str, float]
+    values: dict[str, float | None]
+    """Quantities and every arm's raw value; null where a value was not finite."""
     seconds: float
     code: str
     card: str
@@ -45,6 +47,11 @@ class Measurement(BaseModel):
     created: datetime.datetime
     carried_from: tuple[str, ...] = ()
     """Hashes of earlier code that gave these numbers; the ``tiny`` values were bit-equal each time the code changed."""
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """The values as floats, those that were not finite as NaN."""
+        return {name: math.nan if value is None else value for name, value in self.values.items()}
 
     def line(self) -> str:
         """One line of JSON, keys sorted."""
