@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import datetime
 import hashlib
+import json
 import math
 import os
 import time
@@ -18,6 +19,7 @@ from saigen.cards.catalogue import Paper, nearest
 from saigen.cards.schema import Claim
 from saigen.claims import evidence
 from saigen.claims.evidence import Measurement, Store
+from saigen.files import write_text
 
 SCALES = ("tiny", "laptop", "real", "full")
 FIRST_LOOK = 5
@@ -219,8 +221,6 @@ def execute(task: Task) -> tuple[Measurement | None, str | None]:
 
 def _plain(value: Any) -> Any:
     """What JSON gives back: tuples as lists, keys as text."""
-    import json
-
     return json.loads(json.dumps(value, default=str))
 
 
@@ -409,9 +409,99 @@ def published(paper: Paper, scales: Sequence[str] = ("laptop", "real", "full")) 
                 continue
             own = [m for m in measurements if m.claim == claim.id and m.scale == scale]
             fresh = [m for m in own if evidence.is_fresh(m, paper, code)]
-            usable = fresh or [m for m in own if set(claim.quantities) <= {*m.values} or any(q.of for q in claim.quantities.values())]
-            results.append(judge(paper, claim, scale, usable, fresh=bool(fresh) or not usable))
+            usable = fresh or [m for m in own if _answers(m, claim)]
+            results.append(_judge_cached(paper, claim, scale, usable, fresh=bool(fresh) or not usable))
     return results
+
+
+def _answers(measurement: Measurement, claim: Claim) -> bool:
+    """True where an old measurement still has every value that today's card asks for."""
+    return all(key in measurement.values for name, q in claim.quantities.items() for key in (q.of or (name,)))
+
+
+def _judge_cached(paper: Paper, claim: Claim, scale: str, measurements: Sequence[Measurement], *, fresh: bool) -> ClaimResult:
+    """``judge``, remembered: judging imports SciPy, and showing what is known must not wait for that."""
+    from saigen.claims import verdict as judging
+
+    if not measurements:
+        return ClaimResult(paper.slug, claim.id, scale, judging.Verdict.NOT_RUN, (), (), fresh)
+    chosen = evidence.chosen_set(measurements, claim, scale)
+    rules = Path(judging.__file__).read_bytes()
+    key = evidence.digest(repr([[m.line() for m in chosen], evidence.claim_digest(claim), scale, evidence.digest(rules)]))
+    path = evidence.home() / "judged" / f"{key}.json"
+    try:
+        kept = json.loads(path.read_text())
+        quantities = tuple(
+            judging.Judged(
+                q["name"],
+                judging.Verdict(q["verdict"]),
+                tuple(float(v) for v in q["values"]),
+                None if q["interval"] is None else judging.Interval(*(float(v) for v in q["interval"][:3]), q["interval"][3]),
+                q["bar"],
+            )
+            for q in kept["quantities"]
+        )
+        return ClaimResult(paper.slug, claim.id, scale, judging.Verdict(kept["verdict"]), quantities, tuple(chosen), fresh)
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    result = judge(paper, claim, scale, measurements, fresh=fresh)
+    as_kept = {
+        "verdict": result.verdict,
+        "quantities": [
+            {
+                "name": q.name,
+                "verdict": q.verdict,
+                "values": [repr(v) for v in q.values],
+                "interval": None if q.interval is None else [repr(q.interval.mean), repr(q.interval.low), repr(q.interval.high), q.interval.n],
+                "bar": q.bar,
+            }
+            for q in result.quantities
+        ],
+    }
+    with contextlib.suppress(ValueError, OSError):
+        write_text(path, json.dumps(as_kept))
+    return result
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How far up the ladder of evidence a paper stands, and what its claims gave."""
+
+    rungs: frozenset[int]
+    results: tuple[ClaimResult, ...]
+
+    @property
+    def rung(self) -> int:
+        """The highest rung that is reached with all below it; 0 where even the first is not."""
+        return max((n for n in range(1, 6) if all(m in self.rungs for m in range(1, n + 1))), default=0)
+
+    def result(self, claim: str, scale: str) -> ClaimResult | None:
+        """The result of a claim at a scale."""
+        return next((r for r in self.results if r.claim == claim and r.scale == scale), None)
+
+    @property
+    def headline(self) -> str:
+        """The verdict of the paper: its weakest claim at the highest scale at which every claim of that scale was run."""
+        from saigen.claims.verdict import Verdict, weakest
+
+        for scale in ("full", "real", "laptop"):
+            of_scale = [r for r in self.results if r.scale == scale]
+            measured = [r for r in of_scale if r.measurements]
+            if measured and len(measured) == len(of_scale):
+                return weakest([Verdict(r.verdict) for r in measured])
+        return Verdict.NOT_RUN
+
+
+def standing(paper: Paper) -> Standing:
+    """The rungs a paper has reached (3 to 5 by complete, fresh sets of seeds, whatever the verdict) and its results."""
+    results = published(paper)
+    rungs = {1} if paper.card.number else set()
+    rungs |= {2} if paper.card.parity else set()
+    for rung, scale in ((3, "laptop"), (4, "real"), (5, "full")):
+        of_scale = [(paper.card.find_claim(r.claim), r) for r in results if r.scale == scale]
+        if of_scale and all(r.fresh and evidence.enough_seeds(claim, r.seeds) for claim, r in of_scale):
+            rungs.add(rung)
+    return Standing(frozenset(rungs), tuple(results))
 
 
 def run(
