@@ -369,7 +369,7 @@ class DynamicViTLoss(nn.Module):
 
 
 def dynamic_vit_param_groups(
-    model: DynamicViT, *, lr: float = 1e-3, weight_decay: float = 0.05, backbone_scale: float = 0.01
+    model: nn.Module, *, lr: float = 1e-3, weight_decay: float = 0.05, backbone_scale: float = 0.01
 ) -> list[dict[str, Any]]:
     """AdamW's groups: predictors at ``lr``, the backbone at ``lr * backbone_scale``, no decay for vectors.
 
