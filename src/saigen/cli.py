@@ -21,6 +21,7 @@ from saigen.cards.glossary import RUNGS, label
 from saigen.cards.schema import Quantity
 
 LANGUAGES = ("en", "ja")
+INTERRUPTED = 130
 VERDICT_STYLES = {
     "reproduced": "green",
     "direction only": "cyan",
@@ -68,12 +69,16 @@ def main() -> None:
     if os.environ.get("SAIGEN_DEBUG"):
         app()
     try:
-        app(standalone_mode=False)
+        # Outside standalone mode an early exit comes back as its code; Ctrl-C as 130.
+        code = app(standalone_mode=False)
+        if code == INTERRUPTED:
+            raise KeyboardInterrupt
+        sys.exit(code if isinstance(code, int) else 0)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
     except (KeyboardInterrupt, click.exceptions.Abort):
         _err().print("stopped; what was finished is kept, and the same command goes on from there")
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     except click.ClickException as error:
         error.show()
         sys.exit(2)
