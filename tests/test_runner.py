@@ -18,7 +18,11 @@ SLUG = "mean_of_noise"
 
 def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-m", "saigen", *arguments], capture_output=True, text=True, timeout=300, env=os.environ | environment
+        [sys.executable, "-m", "saigen", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | environment,
     )
 
 
@@ -149,6 +153,16 @@ def test_ray_gives_the_evidence_of_a_local_run(plugin, store, tmp_path):
 
     need("ray")
     local = command("run", SLUG, "--json")
-    spread = command("run", SLUG, "--json", "--backend", "ray", "--jobs", "2", SAIGEN_HOME=str(tmp_path / "ray"), RAY_USAGE_STATS_ENABLED="0")
+    spread = command(
+        "run",
+        SLUG,
+        "--json",
+        "--backend",
+        "ray",
+        "--jobs",
+        "2",
+        SAIGEN_HOME=str(tmp_path / "ray"),
+        RAY_USAGE_STATS_ENABLED="0",
+    )
     assert spread.returncode == 0, spread.stderr
     assert numbers(spread.stdout) == numbers(local.stdout)

@@ -84,7 +84,12 @@ def test_carried_over_where_tiny_is_bit_equal(plugin):
 
 
 @pytest.mark.parametrize(
-    "changed", [{"values": {"shrinks": 4.0000001, "single": 1.0, "mean": 0.25}}, {"environment": {"processor": "b"}}, {"setting": {"draws": 11}}]
+    "changed",
+    [
+        {"values": {"shrinks": 4.0000001, "single": 1.0, "mean": 0.25}},
+        {"environment": {"processor": "b"}},
+        {"setting": {"draws": 11}},
+    ],
 )
 def test_not_carried_over_where_tiny_differs(plugin, changed):
     assert evidence.carry_over(plugin, complete(plugin, code="0" * 64), [measured(plugin, 0, "tiny", **changed)]) == []
