@@ -3,16 +3,16 @@
 from collections.abc import Callable, Iterator
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from saigen.example import Benchmark, Example
 from saigen.nn.vision_transformer import VisionTransformer
 from saigen.papers.vision.dynamic_vit.model import (
     DynamicViT,
-    DynamicViTLoss,
     DynamicViTOutput,
     TokenPredictor,
     dynamic_vit_deit_small,
+    dynamic_vit_loss,
 )
 
 TINY = {"img_size": 32, "patch_size": 4, "embed_dim": 32, "depth": 4, "num_heads": 2, "num_classes": 10}
@@ -23,16 +23,11 @@ def _model(**options: object) -> DynamicViT:
 
 
 class _Loss(nn.Module):
-    """The loss as a function of what training differentiates: logits, tokens and decisions."""
+    """The loss as a function of tensors: what training differentiates, and what the teacher says."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.loss = DynamicViTLoss(VisionTransformer(**TINY), keep_ratios=(0.7,))
-
-    def forward(
-        self, logits: torch.Tensor, tokens: torch.Tensor, d: torch.Tensor, images: torch.Tensor, target: torch.Tensor
-    ) -> torch.Tensor:
-        return self.loss(DynamicViTOutput(logits, tokens, d.detach(), (d,)), images, target)
+    def forward(self, logits: Tensor, tokens: Tensor, d: Tensor, teacher: Tensor, taught: Tensor, y: Tensor) -> Tensor:
+        output = DynamicViTOutput(logits, tokens, (d > 0.5).to(d), (d,))
+        return dynamic_vit_loss(output, y, teacher, taught, [0.7])
 
 
 def examples() -> Iterator[Example]:
@@ -65,9 +60,10 @@ print(logits.shape, [k.shape[1] for k in kept])
         make=_Loss,
         inputs=lambda generator: (
             torch.randn(2, 10, generator=generator),
-            torch.randn(2, 64, 32, generator=generator),
-            torch.rand(2, 64, generator=generator),
-            torch.rand(2, 3, 32, 32, generator=generator),
+            torch.randn(2, 6, 8, generator=generator),
+            torch.rand(2, 6, generator=generator),
+            torch.randn(2, 10, generator=generator),
+            torch.randn(2, 6, 8, generator=generator),
             torch.tensor([3, 7]),
         ),
         code="""
