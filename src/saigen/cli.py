@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 import typer.core
 from rich.console import Console
@@ -22,6 +21,8 @@ from saigen.report.numbers import duration, measured, number, reported
 
 LANGUAGES = ("en", "ja")
 INTERRUPTED = 130
+# The base of every complaint about arguments; typer has carried click under more than one name.
+WrongUse: Any = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
 VERDICT_STYLES = {
     "reproduced": "green",
     "direction only": "cyan",
@@ -74,12 +75,12 @@ def main() -> None:
         if code == INTERRUPTED:
             raise KeyboardInterrupt
         sys.exit(code if isinstance(code, int) else 0)
-    except click.exceptions.Exit as stop:
+    except typer.Exit as stop:
         sys.exit(stop.exit_code)
-    except (KeyboardInterrupt, click.exceptions.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         _err().print("stopped; what was finished is kept, and the same command goes on from there")
         sys.exit(INTERRUPTED)
-    except click.ClickException as error:
+    except WrongUse as error:
         error.show()
         sys.exit(2)
     except BrokenPipeError:
