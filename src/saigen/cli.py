@@ -36,9 +36,7 @@ VERDICT_STYLES = {
 class Commands(typer.core.TyperGroup):
     """Names the nearest command for one that there is not."""
 
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[Any, Any, list[str]]:
         if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
             names = self.list_commands(ctx)
             raise ValueError(
