@@ -79,7 +79,9 @@ def main() -> None:
         _err().print("stopped; what was finished is kept, and the same command goes on from there")
         sys.exit(INTERRUPTED)
     except WrongUse as error:
-        error.show()
+        where = getattr(error, "ctx", None)
+        more = f" (`{where.command_path} --help` shows what it takes)" if where is not None else ""
+        _err().print(f"[bold red]error:[/] {escape(error.format_message() + more)}", soft_wrap=True)
         sys.exit(2)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
