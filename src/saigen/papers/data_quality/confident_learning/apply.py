@@ -52,7 +52,9 @@ def apply(
         ),
     ] = None,
     ignore: Annotated[str | None, typer.Option(help="Columns that are no features, comma-separated.")] = None,
-    header: Annotated[bool, typer.Option(help="Whether a CSV begins with column names; without, they are c0, c1, …")] = True,
+    header: Annotated[
+        bool, typer.Option(help="Whether a CSV begins with column names; without, they are c0, c1, …")
+    ] = True,
     filter_by: Annotated[str, typer.Option(help="The method that decides what is suspected.")] = "prune_by_noise_rate",
     rank_by: Annotated[
         str, typer.Option(help="The score to rank by: self_confidence, normalized_margin, confidence_weighted_entropy.")
@@ -131,7 +133,9 @@ def _read(
     try:
         P = np.stack([table.column(name).to_numpy().astype(np.float64) for name in columns], axis=1)
     except (TypeError, ValueError, pa.ArrowException) as error:
-        raise ValueError(f"--pred-probs {pred_probs}: the columns {', '.join(columns)} hold other things than numbers") from error
+        raise ValueError(
+            f"--pred-probs {pred_probs}: the columns {', '.join(columns)} hold other things than numbers"
+        ) from error
     return table, given, P, columns
 
 
@@ -180,7 +184,9 @@ def _column(table: pa.Table, name: str, option: str) -> str:
     near = difflib.get_close_matches(name, table.column_names, 1, 0.5)
     shown = ", ".join(table.column_names[:12]) + (", …" if table.num_columns > 12 else "")
     raise ValueError(
-        f"{option}: there is no column {name!r}" + (f", did you mean {near[0]!r}?" if near else "") + f" The columns are {shown}"
+        f"{option}: there is no column {name!r}"
+        + (f", did you mean {near[0]!r}?" if near else "")
+        + f" The columns are {shown}"
     )
 
 
@@ -215,18 +221,24 @@ def _columns(table: pa.Table, wanted: str) -> list[str]:
     for name in _split(wanted):
         matched = [c for c in table.column_names if fnmatch.fnmatchcase(c, name)] if set(name) & set("*?[") else []
         if set(name) & set("*?[") and not matched:
-            raise ValueError(f"--pred-probs: no column matches {name!r}; the columns are {', '.join(table.column_names[:12])}")
+            raise ValueError(
+                f"--pred-probs: no column matches {name!r}; the columns are {', '.join(table.column_names[:12])}"
+            )
         columns += matched or [_column(table, name, "--pred-probs")]
     return columns
 
 
-def _classes(given: np.ndarray, P: np.ndarray | None, names: list[str] | None) -> tuple[np.ndarray, list[Any], np.ndarray]:
+def _classes(
+    given: np.ndarray, P: np.ndarray | None, names: list[str] | None
+) -> tuple[np.ndarray, list[Any], np.ndarray]:
     """The classes in the order of the probabilities' columns, and the given labels as indices into them."""
     if given.ndim != 1:
         raise ValueError(f"the labels have shape {given.shape}, needed is one label an example")
     if given.dtype.kind == "f":
         if not np.isfinite(given).all():
-            raise ValueError(f"the label of row {int((~np.isfinite(given)).argmax())} is {given[~np.isfinite(given)][0]}")
+            raise ValueError(
+                f"the label of row {int((~np.isfinite(given)).argmax())} is {given[~np.isfinite(given)][0]}"
+            )
         if (given != np.rint(given)).any():
             row = int((given != np.rint(given)).argmax())
             raise ValueError(f"the label of row {row} is {given[row]}, class labels are needed and not measurements")
@@ -279,7 +291,10 @@ def _plain(value: Any) -> Any:
 
 
 def _features(table: pa.Table, ignored: list[str]) -> tuple[np.ndarray, list[str]]:
-    """An array of features, one column each, and what each holds: number, category or text."""
+    """An array of features, one column each, and what each holds: number, category, words or characters.
+
+    Names, codes and text without spaces are read by their characters.
+    """
     for name in ignored:
         table = table.drop_columns([_column(table, name, "--ignore")])
     columns: list[np.ndarray] = []
@@ -291,15 +306,16 @@ def _features(table: pa.Table, ignored: list[str]) -> tuple[np.ndarray, list[str
         if column.null_count == len(column):
             continue
         if pa.types.is_temporal(column.type) and not pa.types.is_duration(column.type):
-            column = column.cast(pa.timestamp("us")).cast(pa.int64()) if not pa.types.is_time(column.type) else column.cast(pa.int64())
-        if pa.types.is_list(column.type) or pa.types.is_fixed_size_list(column.type) or pa.types.is_large_list(column.type):
+            column = column.cast(pa.timestamp("us") if pa.types.is_date(column.type) else column.type).cast(pa.int64())
+        if hasattr(column.type, "value_type") and pa.types.is_nested(column.type):
             block = _vectors(name, column)
             columns += list(block.T)
             kinds += ["number"] * block.shape[1]
         elif pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
             values = np.array(["" if v is None else v.strip() for v in column.to_pylist()], dtype=object)
-            columns.append(values)
-            kinds.append(_kind_of_strings(values))
+            if any(values):
+                columns.append(values)
+                kinds.append(_kind_of_strings(values))
         elif pa.types.is_primitive(column.type) or pa.types.is_decimal(column.type):
             values = column.cast(pa.float64()).to_numpy(zero_copy_only=False)
             columns.append(np.where(np.isfinite(values), values, np.nan))
@@ -323,19 +339,23 @@ def _vectors(name: str, column: pa.Array) -> np.ndarray:
     try:
         block = np.array(column.to_pylist(), dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"column {name!r} holds lists that are not numbers of one length: leave it out with --ignore") from error
+        raise ValueError(
+            f"column {name!r} holds lists that are not numbers of one length: leave it out with --ignore"
+        ) from error
     return np.where(np.isfinite(block), block, np.nan).reshape(len(block), -1)
 
 
 def _kind_of_strings(values: np.ndarray) -> str:
-    words = np.mean([len(value.split()) for value in values if value] or [0])
-    return "text" if words >= 4 or len(set(values)) > max(50, len(values) // 5) else "category"
+    if np.mean([len(value.split()) for value in values if value]) >= 4:
+        return "words"
+    return "characters" if len(set(values)) > max(50, len(values) // 5) else "category"
 
 
 def _default_model(kinds: list[str], n: int, classes: int, model: str, seed: int) -> tuple[ColumnTransformer, Any]:
     """Numbers imputed and scaled, categories one-hot, text as TF-IDF; then trees where they pay, else a linear model."""
-    trees = model == "trees" or (model == "auto" and "text" not in kinds and n >= 1000 and classes <= 20)
-    if "text" in kinds and trees:
+    has_text = bool({"words", "characters"} & set(kinds))
+    trees = model == "trees" or (model == "auto" and not has_text and n >= 1000 and classes <= 20)
+    if has_text and trees:
         raise ValueError("--model is trees, data with text columns needs linear")
     parts: list[tuple[str, Any, Any]] = []
     numbers = [i for i, kind in enumerate(kinds) if kind == "number"]
@@ -344,16 +364,23 @@ def _default_model(kinds: list[str], n: int, classes: int, model: str, seed: int
         impute = SimpleImputer(strategy="median", keep_empty_features=True, add_indicator=True)
         parts.append(("numbers", make_pipeline(impute, StandardScaler()), numbers))
     if categories:
-        encode = OneHotEncoder(handle_unknown="infrequent_if_exist", min_frequency=2, max_categories=100, sparse_output=not trees)
+        encode = OneHotEncoder(
+            handle_unknown="infrequent_if_exist", min_frequency=2, max_categories=100, sparse_output=not trees
+        )
         parts.append(("categories", encode, categories))
     for i, kind in enumerate(kinds):
-        if kind == "text":
-            tfidf = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), min_df=2 if n >= 200 else 1, max_features=50_000)
-            parts.append((f"text {i}", tfidf, i))
+        if kind == "words":
+            tfidf = TfidfVectorizer(
+                sublinear_tf=True, ngram_range=(1, 2), token_pattern=r"\b\w+\b", max_features=50_000
+            )
+            parts.append((f"words {i}", tfidf, i))
+        elif kind == "characters":
+            tfidf = TfidfVectorizer(sublinear_tf=True, analyzer="char_wb", ngram_range=(1, 3), max_features=50_000)
+            parts.append((f"characters {i}", tfidf, i))
     encode = ColumnTransformer(parts)
     if trees:
         return encode, HistGradientBoostingClassifier(max_iter=200, early_stopping=True, random_state=seed)
-    return encode, LogisticRegression(C=10.0 if "text" in kinds else 1.0, max_iter=1000)
+    return encode, LogisticRegression(C=10.0 if has_text else 1.0, max_iter=1000)
 
 
 # Write ------------------------------------------------------------------------------------------------------------

@@ -58,7 +58,12 @@ class Network(nn.Module):
         stages, width = [], channels
         for wider in (32, 64, 128):
             stages += [nn.Conv2d(width, wider, 3, padding=1, bias=False), nn.BatchNorm2d(wider), nn.ReLU()]
-            stages += [nn.Conv2d(wider, wider, 3, padding=1, bias=False), nn.BatchNorm2d(wider), nn.ReLU(), nn.MaxPool2d(2)]
+            stages += [
+                nn.Conv2d(wider, wider, 3, padding=1, bias=False),
+                nn.BatchNorm2d(wider),
+                nn.ReLU(),
+                nn.MaxPool2d(2),
+            ]
             width = wider
         self.features = nn.Sequential(*stages, nn.AdaptiveAvgPool2d(1), nn.Flatten())
         self.classifier = nn.Linear(width, classes)
@@ -113,7 +118,10 @@ def _study(trial: Trial, noise: float | None = None, draw: int = 0) -> Study:
         learn = _network(trial, size, len(images.classes), images.x.shape[1])
     K = len(images.classes)
     noise_matrix = generate_noise_matrix(
-        K, size.noise if noise is None else noise, sparsity=size.sparsity, random_state=_state(trial, f"noise matrix {draw}")
+        K,
+        size.noise if noise is None else noise,
+        sparsity=size.sparsity,
+        random_state=_state(trial, f"noise matrix {draw}"),
     )
     given = flip_labels(y_train, noise_matrix, random_state=_state(trial, f"noisy labels {draw}"))
     P = _out_of_sample(x_train, given, learn, size.folds, K, trial.rng(f"folds {draw}"), draw)
@@ -150,7 +158,9 @@ def _tuned_logistic_regression(trial: Trial, size: Size) -> Learn:
     # regularisation is the classic cure for label noise, so an untuned baseline would be a weak one.
     def learn(x: np.ndarray, y: np.ndarray, arm: str) -> Callable[[np.ndarray], np.ndarray]:
         def score(C: float) -> float:
-            P = cross_val_probabilities(LogisticRegression(C=C, max_iter=300), x, y, cv=3, random_state=_state(trial, "tune"))
+            P = cross_val_probabilities(
+                LogisticRegression(C=C, max_iter=300), x, y, cv=3, random_state=_state(trial, "tune")
+            )
             return float((np.unique(y)[P.argmax(axis=1)] == y).mean())
 
         best = max(size.grid, key=score) if len(size.grid) > 1 else size.grid[0]
@@ -294,7 +304,9 @@ def _recalls(prefix: str, labels: np.ndarray, P: np.ndarray, errors: np.ndarray)
 def _people(trial: Trial, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Labels, probabilities and confirmed errors of one set of the study; errors: under 3 of 5 people said "given"."""
     folder = trial.data_path
-    needed = f"a folder with {name}_labels.npy, {name}_pred_probs.npy and {name}_people.json of the study of label errors"
+    needed = (
+        f"a folder with {name}_labels.npy, {name}_pred_probs.npy and {name}_people.json of the study of label errors"
+    )
     if folder is None or not Path(folder).is_dir():
         raise ValueError(f"--data is {folder}, this claim needs {needed}")
     try:

@@ -21,111 +21,40 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.parallel import Parallel, delayed
 from sklearn.utils.validation import check_is_fitted, has_fit_parameter
 
+from saigen.papers.data_quality.confident_learning.checks import (
+    SLACK,
+    class_indices,
+    joint_of_shape,
+    labels_and_probabilities,
+    one_hot,
+    one_of,
+)
+
 FilterBy = Literal[
     "prune_by_noise_rate", "prune_by_class", "both", "confident_learning",
     "predicted_neq_given", "low_normalized_margin", "low_self_confidence",
 ]  # fmt: skip
 FILTERS = FilterBy.__args__
 SCORES = ("self_confidence", "normalized_margin", "confidence_weighted_entropy")
-SLACK = 1e-6  # a probability this close below a threshold still reaches it
-SUM_TOLERANCE = 1e-3  # how far from one a row of probabilities may sum: what float16 storage does to it
 TINY = 1e-100
 
 
-# Input -----------------------------------------------------------------------------------------------------------
-
-
-def _one_of(name: str, value: Any, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} is {value!r}, allowed are {', '.join(allowed)}")
-
-
-def _probabilities(pred_probs: ArrayLike, *, rows_sum_to_one: bool = True) -> np.ndarray:
-    P = np.asarray(pred_probs)
-    if P.dtype not in (np.float32, np.float64):
-        try:
-            P = P.astype(np.float64)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"pred_probs holds {P.dtype} values, numbers are needed") from error
-    if P.ndim != 2 or P.shape[0] == 0 or P.shape[1] < (2 if rows_sum_to_one else 1):
-        raise ValueError(f"pred_probs has shape {P.shape}, needed is (examples, classes) with at least 2 classes")
-    sums = P @ np.ones(P.shape[1], P.dtype)
-    if not np.isfinite(sums).all():
-        row, column = np.argwhere(~np.isfinite(P))[0]
-        raise ValueError(f"pred_probs row {row} has {P[row, column]} for class {column}, probabilities are needed")
-    highest = 0.0 if rows_sum_to_one else P.max()  # of rows that sum to one and hold nothing negative, no value passes 1
-    if P.min() < -SLACK or highest > 1 + SLACK:
-        row, column = np.argwhere((P < -SLACK) | (P > 1 + SLACK))[0]
-        raise ValueError(f"pred_probs row {row} has {P[row, column]:.6g} for class {column}, allowed is 0 to 1")
-    if rows_sum_to_one and (wrong := np.abs(sums - 1) > SUM_TOLERANCE).any():
-        row = int(wrong.argmax())
-        raise ValueError(f"pred_probs row {row} sums to {sums[row]:.6g}, probabilities sum to 1")
-    return P
-
-
-def _indices(labels: ArrayLike, num_classes: int, n: int | None = None) -> np.ndarray:
-    y = np.asarray(labels)
-    if y.ndim == 2 and y.shape[1] == 1:
-        y = y[:, 0]
-    if y.ndim != 1:
-        raise ValueError(f"labels has shape {y.shape}, needed is one class index per example")
-    if n is not None and len(y) != n:
-        raise ValueError(f"labels has {len(y)} entries and pred_probs {n} rows, they must be as many")
-    if y.dtype.kind not in "iub":
-        try:
-            real = y.astype(np.float64)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"labels holds {y.dtype} values, class indices 0 to {num_classes - 1} are needed") from error
-        if (wrong := ~np.isfinite(real) | (real != np.rint(real))).any():
-            row = int(wrong.argmax())
-            raise ValueError(f"labels row {row} is {y[row]}, class indices 0 to {num_classes - 1} are needed")
-        y = real
-    y = y.astype(np.intp)
-    if y.size and (y.min() < 0 or y.max() >= num_classes):
-        row = int(((y < 0) | (y >= num_classes)).argmax())
-        raise ValueError(f"labels row {row} is class {y[row]}, allowed are 0 to {num_classes - 1}")
-    return y
-
-
-def _checked(labels: ArrayLike, pred_probs: ArrayLike, *, least_classes: int = 2) -> tuple[np.ndarray, np.ndarray]:
-    P = _probabilities(pred_probs)
-    y = _indices(labels, P.shape[1], len(P))
-    if least_classes > 1 and (y == y[0]).all():
-        raise ValueError(f"every label is class {y[0]}, labels of at least 2 classes are needed")
-    return y, P
-
-
-def _one_hot(labels: Any, pred_probs: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """Multi-label input: a list of class indices per example, or an n x K matrix of 0 and 1."""
-    P = _probabilities(pred_probs, rows_sum_to_one=False)
-    if isinstance(labels, np.ndarray) and labels.ndim == 2:
-        if labels.shape != P.shape or not np.isin(labels, (0, 1)).all():
-            raise ValueError(f"labels has shape {labels.shape}, needed are 0 and 1 in the shape {P.shape} of pred_probs")
-        return labels.astype(np.intp), P
-    if len(labels) != len(P):
-        raise ValueError(f"labels has {len(labels)} entries and pred_probs {len(P)} rows, they must be as many")
-    Y = np.zeros(P.shape, np.intp)
-    for row, classes in enumerate(labels):
-        if np.ndim(classes) != 1:
-            raise ValueError(f"labels row {row} is {classes!r}, multi_label needs a list of class indices")
-        Y[row, _indices(classes, P.shape[1]) if len(classes) else []] = 1
-    return Y, P
+# Count: thresholds, confident joint, joint ------------------------------------------------------------------------
 
 
 def _against_rest(p: np.ndarray) -> np.ndarray:
     return np.stack((1 - p, p), axis=1)
 
 
-# Count: thresholds, confident joint, joint ------------------------------------------------------------------------
-
-
 def _thresholds(y: np.ndarray, P: np.ndarray) -> np.ndarray:
     order, bounds = np.argsort(y, kind="stable"), np.cumsum(np.bincount(y, minlength=P.shape[1]))[:-1]
-    own = np.split(P[order, y[order]], bounds)  # one array a class, so that each mean rounds as a mean of that class alone
+    own = np.split(P[order, y[order]], bounds)  # one array a class, so that each mean rounds as of that class alone
     return np.clip([p.mean() if p.size else 2 for p in own], 2 * SLACK, None)
 
 
-def confident_thresholds(labels: ArrayLike, pred_probs: ArrayLike, *, multi_label: bool = False) -> Float[np.ndarray, "..."]:
+def confident_thresholds(
+    labels: ArrayLike, pred_probs: ArrayLike, *, multi_label: bool = False
+) -> Float[np.ndarray, "..."]:
     """t_j, the mean probability of class j over the examples given label j (Eq. 2); shape (K,), multi-label (K, 2).
 
     A class that no example was given has threshold 2, which no probability reaches.
@@ -135,9 +64,9 @@ def confident_thresholds(labels: ArrayLike, pred_probs: ArrayLike, *, multi_labe
     [0.8, 0.8]
     """
     if multi_label:
-        Y, P = _one_hot(labels, pred_probs)
+        Y, P = one_hot(labels, pred_probs)
         return np.stack([_thresholds(y, _against_rest(p)) for y, p in zip(Y.T, P.T, strict=True)])
-    return _thresholds(*_checked(labels, pred_probs, least_classes=1))
+    return _thresholds(*labels_and_probabilities(labels, pred_probs, least_classes=1))
 
 
 def _confident_class(P: np.ndarray, thresholds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -185,17 +114,10 @@ def calibrate_confident_joint(
     """
     C = np.asarray(confident_joint)
     if multi_label:
-        Y, _ = _one_hot(labels, np.zeros((len(labels), len(C))))
-        return np.stack([_calibrate(c, y) for c, y in zip(_joint_shape(C, len(C), 3), Y.T, strict=True)])
-    C = _joint_shape(C, len(C), 2)
-    return _calibrate(C, _indices(labels, len(C)))
-
-
-def _joint_shape(C: ArrayLike, K: int, ndim: int) -> np.ndarray:
-    C, needed = np.asarray(C), (K, K) if ndim == 2 else (K, 2, 2)
-    if C.shape != needed or not np.isfinite(C).all() or (C < 0).any():
-        raise ValueError(f"confident_joint has shape {C.shape}, needed is {needed} with counts of 0 or more")
-    return C
+        Y, _ = one_hot(labels, np.zeros((len(labels), len(C))))
+        return np.stack([_calibrate(c, y) for c, y in zip(joint_of_shape(C, len(C), 3), Y.T, strict=True)])
+    C = joint_of_shape(C, len(C), 2)
+    return _calibrate(C, class_indices(labels, len(C)))
 
 
 def compute_confident_joint(
@@ -216,10 +138,10 @@ def compute_confident_joint(
     [[1, 1], [0, 2]]
     """
     if multi_label:
-        Y, P = _one_hot(labels, pred_probs)
+        Y, P = one_hot(labels, pred_probs)
         t = [None] * P.shape[1] if thresholds is None else np.broadcast_to(thresholds, (P.shape[1], 2))
         return np.stack([_joint_of(y, _against_rest(p), t_j, calibrate) for y, p, t_j in zip(Y.T, P.T, t, strict=True)])
-    y, P = _checked(labels, pred_probs, least_classes=1)
+    y, P = labels_and_probabilities(labels, pred_probs, least_classes=1)
     if thresholds is not None and np.shape(thresholds) != (P.shape[1],):
         raise ValueError(f"thresholds has shape {np.shape(thresholds)}, needed is one for each of {P.shape[1]} classes")
     return _joint_of(y, P, thresholds, calibrate)
@@ -258,8 +180,8 @@ def estimate_noise(
     >>> noise.round(2).tolist(), inverse.round(2).tolist()
     ([[1.0, 0.2], [0.0, 0.8]], [[0.75, 0.0], [0.25, 1.0]])
     """
-    C = _joint_shape(confident_joint, len(np.asarray(confident_joint)), 2)
-    y = _indices(labels, len(C))
+    C = joint_of_shape(confident_joint, len(np.asarray(confident_joint)), 2)
+    y = class_indices(labels, len(C))
     noise = C / np.clip(C.sum(axis=0).astype(float), TINY, None)
     inverse = C.T / np.clip(C.sum(axis=1).astype(float), TINY, None)
     given = np.bincount(y, minlength=len(C)) / float(len(y))
@@ -283,7 +205,8 @@ def _scores(y: np.ndarray, P: np.ndarray, method: str) -> np.ndarray:
         return own
     if method == "normalized_margin":
         return (own - _best_other(y, P) + 1) / 2
-    blocks = [entr(P[at : at + 512].clip(min=0)).sum(axis=1) for at in range(0, len(P), 512)]  # 512 rows stay in the cache
+    # 512 rows at a time stay in the cache.
+    blocks = [entr(P[at : at + 512].clip(min=0)).sum(axis=1) for at in range(0, len(P), 512)]
     entropy = np.concatenate([*blocks, P[:0, 0]]) / np.log(P.shape[1])
     ratio = entropy / np.clip(own, 1e-6, None)
     return np.log(ratio + 1) / np.clip(ratio, 1e-6, None)
@@ -294,8 +217,10 @@ def _adjusted(P: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
     return shifted / shifted.sum(axis=1, keepdims=True)
 
 
-def _quality(y: np.ndarray, P: np.ndarray, method: str, adjust: bool, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
-    _one_of("method", method, SCORES)
+def _quality(
+    y: np.ndarray, P: np.ndarray, method: str, adjust: bool, rows: np.ndarray | slice = slice(None)
+) -> np.ndarray:
+    one_of("method", method, SCORES)
     if adjust and method == "confidence_weighted_entropy":
         raise ValueError("adjust_pred_probs is True, confidence_weighted_entropy allows only False")
     return _scores(y[rows], _adjusted(P[rows], _thresholds(y, P)) if adjust else P[rows], method)
@@ -320,8 +245,8 @@ def label_quality_scores(
     [0.9, 0.3]
     """
     if not multi_label:
-        return _quality(*_checked(labels, pred_probs, least_classes=1), method, adjust_pred_probs)
-    Y, P = _one_hot(labels, pred_probs)
+        return _quality(*labels_and_probabilities(labels, pred_probs, least_classes=1), method, adjust_pred_probs)
+    Y, P = one_hot(labels, pred_probs)
     each = [_quality(y, _against_rest(p), method, adjust_pred_probs) for y, p in zip(Y.T, P.T, strict=True)]
     average, *rest = np.sort(np.stack(each), axis=0)[::-1]
     for score in rest:
@@ -336,7 +261,7 @@ def _smallest(D: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """In each row of ``D`` the ``counts`` smallest; equal values at the edge in the order of ``np.argsort``."""
     counts = np.minimum(counts, D.shape[1])
     edge = np.sort(D, axis=1)[np.arange(len(D)), counts - 1]
-    chosen = (D <= edge[:, None]) & (counts > 0)[:, None]
+    chosen = (edge[:, None] >= D) & (counts > 0)[:, None]
     for row in np.flatnonzero(np.count_nonzero(chosen, axis=1) != counts):
         chosen[row] = False
         chosen[row, np.argsort(D[row])[: counts[row]]] = True
@@ -359,7 +284,9 @@ def _counts_for(per_class: ArrayLike, counts: np.ndarray, given: np.ndarray) -> 
     """Scales the prune counts to ``num_to_remove_per_class`` as cleanlab 2.9 does: along the true class."""
     wanted = np.asarray(per_class)
     if wanted.shape != given.shape or (wanted < 0).any() or (wanted > given).any():
-        raise ValueError(f"num_to_remove_per_class is {per_class}, needed is for each class 0 to its count {given.tolist()}")
+        raise ValueError(
+            f"num_to_remove_per_class is {per_class}, needed is for each class 0 to its count {given.tolist()}"
+        )
     share = counts.T / counts.sum(axis=0)
     noise = share.sum(axis=1) - share.diagonal()
     scaled = (share.T * wanted / np.where(noise > 0, noise, np.inf)).T
@@ -396,14 +323,15 @@ def _predicted_as_given(y: np.ndarray, P: np.ndarray, argmax: np.ndarray) -> np.
     return same
 
 
-def _find(y: np.ndarray, P: np.ndarray, filter_by: str, frac_noise: float, per_class: Any, least: int, C: Any) -> np.ndarray:
+def _find(
+    y: np.ndarray, P: np.ndarray, filter_by: str, frac_noise: float, per_class: Any, least: int, C: Any
+) -> np.ndarray:
     K = P.shape[1]
-    argmax, guess = _confident_class(P, _thresholds(y, P)) if C is None or filter_by[:4] in ("conf", "low_") else (None, None)
-    argmax = P.argmax(axis=1) if argmax is None else argmax
+    argmax, guess = _confident_class(P, _thresholds(y, P))
     if filter_by == "predicted_neq_given":
         flagged = argmax != y
     elif filter_by in ("prune_by_noise_rate", "prune_by_class", "both"):
-        C = _calibrate(_count(y, guess, K), y) if C is None else _joint_shape(C, K, 2)
+        C = _calibrate(_count(y, guess, K), y) if C is None else joint_of_shape(C, K, 2)
         counts = _prune_counts(C, least, frac_noise)
         if per_class is not None:
             counts = _counts_for(per_class, counts, np.bincount(y, minlength=K))
@@ -450,25 +378,27 @@ def find_label_issues(
     >>> find_label_issues([0, 0, 1, 1], [[0.9, 0.1], [0.2, 0.8], [0.3, 0.7], [0.1, 0.9]]).tolist()
     [False, True, False, False]
     """
-    _one_of("filter_by", filter_by, FILTERS)
+    one_of("filter_by", filter_by, FILTERS)
     adjust = dict(rank_by_kwargs or {}).get("adjust_pred_probs", False)
     if set(rank_by_kwargs or {}) - {"adjust_pred_probs"}:
         raise ValueError(f"rank_by_kwargs is {rank_by_kwargs}, allowed is adjust_pred_probs")
     if return_indices_ranked_by is not None:
-        _one_of("return_indices_ranked_by", return_indices_ranked_by, SCORES)
+        one_of("return_indices_ranked_by", return_indices_ranked_by, SCORES)
     if not 0 < frac_noise <= 1:
         raise ValueError(f"frac_noise is {frac_noise}, allowed is 0 < frac_noise <= 1")
     if min_examples_per_class < 0:
         raise ValueError(f"min_examples_per_class is {min_examples_per_class}, allowed is 0 or more")
     pruning = filter_by in ("prune_by_noise_rate", "prune_by_class", "both")
     if not pruning and (frac_noise != 1 or num_to_remove_per_class is not None):
-        raise ValueError(f"frac_noise and num_to_remove_per_class go with the prune_by filters, filter_by is {filter_by}")
+        raise ValueError(
+            f"frac_noise and num_to_remove_per_class go with the prune_by filters, filter_by is {filter_by}"
+        )
     options = (filter_by, frac_noise, num_to_remove_per_class, min_examples_per_class)
 
     if multi_label:
         flagged = _find_multi_label(labels, pred_probs, options, confident_joint)
     else:
-        y, P = _checked(labels, pred_probs)
+        y, P = labels_and_probabilities(labels, pred_probs)
         flagged = _find(y, P, *options, confident_joint)
     if return_indices_ranked_by is None:
         return flagged
@@ -482,10 +412,12 @@ def find_label_issues(
     return found[np.argsort(scores)]
 
 
-def _find_multi_label(labels: Any, pred_probs: ArrayLike, options: tuple, confident_joint: ArrayLike | None) -> np.ndarray:
-    Y, P = _one_hot(labels, pred_probs)
+def _find_multi_label(
+    labels: Any, pred_probs: ArrayLike, options: tuple, confident_joint: ArrayLike | None
+) -> np.ndarray:
+    Y, P = one_hot(labels, pred_probs)
     filter_by, frac_noise, per_class, least = options
-    C = [None] * P.shape[1] if confident_joint is None else _joint_shape(confident_joint, P.shape[1], 3)
+    C = [None] * P.shape[1] if confident_joint is None else joint_of_shape(confident_joint, P.shape[1], 3)
     number = [None] * P.shape[1] if per_class is None else [[count, 0] for count in per_class]
     lowest = filter_by.startswith("low_")
     each = [
@@ -515,14 +447,14 @@ def num_label_issues(
     >>> num_label_issues([0, 0, 1, 1], [[0.9, 0.1], [0.2, 0.8], [0.3, 0.7], [0.1, 0.9]])
     1
     """
-    _one_of("estimation_method", estimation_method, ("off_diagonal", "off_diagonal_calibrated", "off_diagonal_custom"))
+    one_of("estimation_method", estimation_method, ("off_diagonal", "off_diagonal_calibrated", "off_diagonal_custom"))
     if multi_label or estimation_method == "off_diagonal":
         found = find_label_issues(labels, pred_probs, filter_by="confident_learning", multi_label=multi_label)
         return int(np.count_nonzero(found))
     custom = estimation_method == "off_diagonal_custom"
     if custom and confident_joint is None:
         raise ValueError("confident_joint is None, estimation_method 'off_diagonal_custom' needs one")
-    y, P = _checked(labels, pred_probs)
+    y, P = labels_and_probabilities(labels, pred_probs)
     Q = estimate_joint(y, P, confident_joint=confident_joint if custom else None)
     return int(np.rint((1.0 - Q.trace()) * len(y)))
 
@@ -530,7 +462,9 @@ def num_label_issues(
 # Learn: out-of-sample probabilities, prune, train again -----------------------------------------------------------
 
 
-def _stratified_folds(y: np.ndarray, folds: int, random_state: np.random.RandomState) -> list[tuple[np.ndarray, np.ndarray]]:
+def _stratified_folds(
+    y: np.ndarray, folds: int, random_state: np.random.RandomState
+) -> list[tuple[np.ndarray, np.ndarray]]:
     """Each class dealt over the folds in random order; a class's only example is in every training part, never held out."""
     fold, at = np.empty(len(y), np.intp), 0
     for k, members in enumerate(np.bincount(y)):
@@ -539,7 +473,9 @@ def _stratified_folds(y: np.ndarray, folds: int, random_state: np.random.RandomS
     return [(np.flatnonzero(fold != f), np.flatnonzero(fold == f)) for f in range(folds) if (fold == f).any()]
 
 
-def _fit_and_predict(estimator: Any, X: Any, y: np.ndarray, train: np.ndarray, held_out: np.ndarray, K: int) -> np.ndarray:
+def _fit_and_predict(
+    estimator: Any, X: Any, y: np.ndarray, train: np.ndarray, held_out: np.ndarray, K: int
+) -> np.ndarray:
     model = clone(estimator).fit(_safe_indexing(X, train), y[train])
     P = np.zeros((len(held_out), K))
     P[:, model.classes_] = model.predict_proba(_safe_indexing(X, held_out))
@@ -578,7 +514,9 @@ def cross_val_probabilities(
         splits = _stratified_folds(y, cv, check_random_state(random_state))
     else:
         splits = list(check_cv(cv, y, classifier=True).split(X, y))
-    parts = Parallel(n_jobs=n_jobs)(delayed(_fit_and_predict)(estimator, X, y, *split, len(classes)) for split in splits)
+    parts = Parallel(n_jobs=n_jobs)(
+        delayed(_fit_and_predict)(estimator, X, y, *split, len(classes)) for split in splits
+    )
     P = np.eye(len(classes))[y]
     for (_, held_out), part in zip(splits, parts, strict=True):
         P[held_out] = part
@@ -633,7 +571,7 @@ class ConfidentLearning(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
 
         ``pred_probs`` (n, K), columns in sorted order of the classes, takes the place of cross-validation.
         """
-        _one_of("filter_by", self.filter_by, FILTERS)
+        one_of("filter_by", self.filter_by, FILTERS)
         estimator = LogisticRegression() if self.estimator is None else self.estimator
         if self.reweight and not has_fit_parameter(estimator, "sample_weight"):
             raise ValueError(f"reweight is True, but fit of {estimator} takes no sample_weight")
@@ -649,7 +587,7 @@ class ConfidentLearning(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
             pred_probs = cross_val_probabilities(
                 estimator, X, codes, cv=self.cv, random_state=self.random_state, n_jobs=self.n_jobs
             )
-        codes, P = _checked(codes, pred_probs)
+        codes, P = labels_and_probabilities(codes, pred_probs)
         if P.shape[1] != len(self.classes_):
             raise ValueError(f"pred_probs has {P.shape[1]} columns, y has {len(self.classes_)} classes")
         self.pred_probs_ = P

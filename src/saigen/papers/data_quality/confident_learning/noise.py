@@ -76,7 +76,9 @@ def generate_noise_matrix(
     6.0
     """
     if not 0 < noise < 1 - 1 / num_classes:
-        raise ValueError(f"noise is {noise}, allowed for {num_classes} classes is 0 < noise < {1 - 1 / num_classes:.4g}")
+        raise ValueError(
+            f"noise is {noise}, allowed for {num_classes} classes is 0 < noise < {1 - 1 / num_classes:.4g}"
+        )
     trace = num_classes * (1 - noise)
     return noise_matrix_from_trace(num_classes, trace, sparsity=sparsity, prior=prior, random_state=random_state)
 
