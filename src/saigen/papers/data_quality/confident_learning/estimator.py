@@ -6,12 +6,12 @@ labels in columns. The answers are those of cleanlab 2.9 on the same input, ties
 """
 
 import warnings
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy.typing import ArrayLike
-from scipy.special import entr
+from scipy.special import xlogy
 from sklearn.base import BaseEstimator, ClassifierMixin, MetaEstimatorMixin, clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import check_cv
@@ -30,11 +30,15 @@ from saigen.papers.data_quality.confident_learning.checks import (
     one_of,
 )
 
-FilterBy = Literal[
-    "prune_by_noise_rate", "prune_by_class", "both", "confident_learning",
-    "predicted_neq_given", "low_normalized_margin", "low_self_confidence",
-]  # fmt: skip
-FILTERS = FilterBy.__args__
+FILTERS = (
+    "prune_by_noise_rate",
+    "prune_by_class",
+    "both",
+    "confident_learning",
+    "predicted_neq_given",
+    "low_normalized_margin",
+    "low_self_confidence",
+)
 SCORES = ("self_confidence", "normalized_margin", "confidence_weighted_entropy")
 TINY = 1e-100
 
@@ -206,8 +210,8 @@ def _scores(y: np.ndarray, P: np.ndarray, method: str) -> np.ndarray:
     if method == "normalized_margin":
         return (own - _best_other(y, P) + 1) / 2
     # 512 rows at a time stay in the cache.
-    blocks = [entr(P[at : at + 512].clip(min=0)).sum(axis=1) for at in range(0, len(P), 512)]
-    entropy = np.concatenate([*blocks, P[:0, 0]]) / np.log(P.shape[1])
+    blocks = (P[at : at + 512].clip(min=0) for at in range(0, len(P), 512))
+    entropy = np.concatenate([-xlogy(p, p).sum(axis=1) for p in blocks] or [P[:0, 0]]) / np.log(P.shape[1])
     ratio = entropy / np.clip(own, 1e-6, None)
     return np.log(ratio + 1) / np.clip(ratio, 1e-6, None)
 
@@ -230,7 +234,7 @@ def label_quality_scores(
     labels: Any,
     pred_probs: ArrayLike,
     *,
-    method: Literal["self_confidence", "normalized_margin", "confidence_weighted_entropy"] = "self_confidence",
+    method: str = "self_confidence",
     adjust_pred_probs: bool = False,
     multi_label: bool = False,
 ) -> Float[np.ndarray, " n"]:
@@ -436,7 +440,7 @@ def num_label_issues(
     pred_probs: ArrayLike,
     *,
     confident_joint: ArrayLike | None = None,
-    estimation_method: Literal["off_diagonal", "off_diagonal_calibrated", "off_diagonal_custom"] = "off_diagonal",
+    estimation_method: str = "off_diagonal",
     multi_label: bool = False,
 ) -> int:
     """How many labels are wrong: the examples counted off the diagonal of C, or n (1 - trace Q̂).
