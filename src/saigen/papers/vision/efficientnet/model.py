@@ -153,6 +153,7 @@ class EfficientNet(nn.Module):
     """The network of Table 1, scaled in ``width`` and ``depth``; the third factor is the size of the image it is given.
 
     Maps images (b, in_chans, h, w) to logits (b, num_classes); with ``num_classes=0`` to features (b, num_features).
+    Channel counts are multiples of ``divisor``.
     ``padding`` is "same" (TensorFlow's, of the paper and its checkpoints) or "symmetric". Block i of N is skipped with
     probability ``drop_path_rate`` * i / N. ``bn_momentum`` is PyTorch's: 0.01 is TensorFlow's 0.99.
     State-dict keys are timm's. Raises ``ValueError`` for factors, rates, classes or channels out of range.
@@ -172,6 +173,7 @@ class EfficientNet(nn.Module):
         stem_channels: int = 32,
         stem_stride: int = 2,
         head_channels: int = 1280,
+        divisor: int = 8,
         num_classes: int = 1000,
         in_chans: int = 3,
         resolution: int = 224,
@@ -191,14 +193,14 @@ class EfficientNet(nn.Module):
         self.drop_rate = drop_rate
         self.in_chans = in_chans
 
-        channels = round_filters(stem_channels, width)
+        channels = round_filters(stem_channels, width, divisor)
         self.conv_stem = conv2d(in_chans, channels, 3, stem_stride, padding=padding)
         self.bn1 = nn.BatchNorm2d(channels, bn_eps, bn_momentum)
 
         repeats = [round_repeats(stage.repeats, depth) for stage in stages]
         block, blocks = 0, []
         for stage, n in zip(stages, repeats, strict=True):
-            out = round_filters(stage.channels, width)
+            out = round_filters(stage.channels, width, divisor)
             layers: list[nn.Module] = []
             for i in range(n):
                 arguments = {
@@ -218,7 +220,7 @@ class EfficientNet(nn.Module):
             blocks.append(nn.Sequential(*layers))
         self.blocks = nn.Sequential(*blocks)
 
-        self.num_features = round_filters(head_channels, width)
+        self.num_features = round_filters(head_channels, width, divisor)
         self.conv_head = conv2d(channels, self.num_features, 1)
         self.bn2 = nn.BatchNorm2d(self.num_features, bn_eps, bn_momentum)
         self.reset_classifier(num_classes)
@@ -226,7 +228,7 @@ class EfficientNet(nn.Module):
         # a stage's output is the last before a change of stride unless the next one keeps the stride
         ends = [i for i, stage in enumerate(stages) if i + 1 == len(stages) or stages[i + 1].stride > 1]
         self._pyramid = tuple(ends)
-        self.feature_channels = tuple(round_filters(stages[i].channels, width) for i in ends)
+        self.feature_channels = tuple(round_filters(stages[i].channels, width, divisor) for i in ends)
         self.default_cfg = {
             "input_size": (in_chans, resolution, resolution),
             "mean": (0.485, 0.456, 0.406),
