@@ -24,13 +24,7 @@ from saigen.papers.vision.efficientnet.optimizer import RMSpropTF
 from saigen.train import EMA, accuracy, cosine, fit, predict
 from saigen.trial import Trial
 
-# The paper's comparison (Table 7 and Figure 8): B0 times 2^2 in depth, width or resolution, or in all three.
-ARMS = {
-    "depth": (4.0, 1.0, 1.0),
-    "width": (1.0, 2.0, 1.0),
-    "resolution": (1.0, 1.0, 2.0),
-    "compound": (1.4, 1.2, 1.3),
-}
+ARMS = ("depth", "width", "resolution", "compound")
 
 
 @dataclass(frozen=True)
@@ -49,6 +43,7 @@ class Size:
     batch: int
     epochs: int
     lr: dict[str, float]
+    arms: dict[str, tuple[float, float, int]]
     images: str = "scenes"
 
 
@@ -62,12 +57,18 @@ CIFAR_STAGES = tuple(
     stage._replace(channels=channels, stride=stride)
     for stage, channels, stride in zip(B0_STAGES, (8, 8, 16, 24, 40, 64, 104), (1, 1, 2, 2, 1, 2, 1), strict=True)
 )
+# (depth, width, resolution) of each arm. In a small network rounding makes the paper's factors miss four times the base
+# cost, so the scaled factor is moved until it fits, and for compound scaling the resolution and a little the width.
+TINY_ARMS = {"depth": (3.75, 1.0, 16), "width": (1.0, 2.2, 16), "resolution": (1.0, 1.0, 32), "compound": (1.4, 1.22, 20)}
+LAPTOP_ARMS = {"depth": (3.75, 1.0, 24), "width": (1.0, 2.2, 24), "resolution": (1.0, 1.0, 48), "compound": (1.4, 1.26, 30)}
+REAL_ARMS = TINY_ARMS
+FULL_ARMS = {"depth": (4.0, 1.0, 224), "width": (1.0, 2.0, 224), "resolution": (1.0, 1.0, 448), "compound": (1.4, 1.2, 291)}
 SAME_LR = dict.fromkeys(("base", *ARMS), 3e-3)
 SIZES = {
-    "tiny": Size(24, 12, SMALL_STAGES, 8, 2, 16, 2, 64, 64, 16, 1, SAME_LR),
-    "laptop": Size(48, 24, SMALL_STAGES, 8, 2, 64, 2, 16_000, 2000, 48, 1, SAME_LR),
-    "real": Size(32, 16, CIFAR_STAGES, 16, 1, 256, 2, 10_000, 2000, 64, 2, SAME_LR, "images"),
-    "full": Size(512, 224, B0_STAGES, 32, 2, 1280, 8, 0, 0, 4096, 350, dict.fromkeys(("base", *ARMS), 0.256), "files"),
+    "tiny": Size(32, 16, SMALL_STAGES, 8, 2, 16, 2, 64, 64, 16, 1, SAME_LR, TINY_ARMS),
+    "laptop": Size(48, 24, SMALL_STAGES, 8, 2, 64, 2, 16_000, 2000, 48, 1, SAME_LR, LAPTOP_ARMS),
+    "real": Size(32, 16, CIFAR_STAGES, 16, 1, 256, 2, 10_000, 2000, 64, 2, SAME_LR, REAL_ARMS, "images"),
+    "full": Size(512, 224, B0_STAGES, 32, 2, 1280, 8, 0, 0, 4096, 350, dict.fromkeys(("base", *ARMS), 0.256), FULL_ARMS, "files"),
 }
 
 
@@ -77,14 +78,18 @@ def joint_scaling_beats_single(trial: Trial) -> dict[str, float]:
     if size.images == "files":
         return _imagenet(trial, size)
     train, test = _scenes(trial, size) if size.images == "scenes" else _own(trial, size)
-    arms = {"base": (1.0, 1.0, size.base_resolution), **matched(size, train.x.shape[1])}
-    values = {}
+    channels = train.x.shape[1]
+    arms = {"base": (1.0, 1.0, size.base_resolution), **size.arms}
+    values = {
+        f"{arm}_macs": float(macs(lambda: build(size, depth, width, 10, channels), (channels, side, side)))
+        for arm, (depth, width, side) in arms.items()
+    }
+    check_costs(values)
     for done, (arm, (depth, width, resolution)) in enumerate(arms.items()):
         trial.progress(done, len(arms), arm)
         with trial.seeded("weights"):
-            model = build(size, depth, width, len(train.classes), train.x.shape[1])
+            model = build(size, depth, width, len(train.classes), channels)
         model = model.to(memory_format=torch.channels_last)
-        values[f"{arm}_macs"] = float(macs(model, (train.x.shape[1], resolution, resolution)))
         optimizer = torch.optim.AdamW(model.parameters(), lr=size.lr[arm], weight_decay=0.01)
         fit(
             model,
@@ -126,32 +131,12 @@ def build(size: Size, depth: float, width: float, classes: int, channels: int) -
     )
 
 
-def matched(size: Size, channels: int) -> dict[str, tuple[float, float, int]]:
-    """(depth, width, resolution) of each arm, all at four times the base network's multiply-adds.
-
-    Rounding makes the paper's factors miss each other's cost in a small network, so one factor an arm is moved until
-    it fits: the one that is scaled, and for compound scaling the resolution.
-    """
-
-    def cost(depth: float, width: float, resolution: int) -> int:
-        return macs(lambda: build(size, depth, width, 10, channels), (channels, resolution, resolution))
-
-    def nearest(candidates: list[tuple[float, float, int]]) -> tuple[float, float, int]:
-        costs = {candidate: cost(*candidate) for candidate in candidates}
-        best = min(candidates, key=lambda candidate: abs(math.log(costs[candidate] / target)))
-        if not 0.92 < costs[best] / target < 1.08:
-            raise ValueError(f"no candidate near {best} costs four times the base network: {costs[best]} for {target}")
-        return best
-
-    r = size.base_resolution
-    target = 4 * cost(1.0, 1.0, r)
-    d, w, _ = ARMS["compound"]
-    return {
-        "depth": nearest([(3.0 + 0.25 * i, 1.0, r) for i in range(11)]),
-        "width": nearest([(1.0, 1.8 + 0.1 * i, r) for i in range(9)]),
-        "resolution": (1.0, 1.0, 2 * r),
-        "compound": nearest([(d, w, side) for side in range(r, 2 * r, 2)]),
-    }
+def check_costs(costs: dict[str, float]) -> None:
+    """Every arm costs four times the base network, within 5 %; ``ValueError`` where one does not."""
+    for arm in ARMS:
+        ratio = costs[f"{arm}_macs"] / costs["base_macs"]
+        if not 3.8 <= ratio <= 4.2:
+            raise ValueError(f"arm {arm} costs {ratio:.2f} times the base network, allowed is 3.8 to 4.2")
 
 
 def shrink(x: Tensor, resolution: int) -> Tensor:
@@ -254,8 +239,7 @@ def _imagenet(trial: Trial, size: Size) -> dict[str, float]:
     if trial.data_path is None:
         raise ValueError("scale 'full' needs data of yours: give --data PATH, a folder with train/CLASS and val/CLASS")
     values = {}
-    for arm, (depth, width, factor) in {"base": (1.0, 1.0, 1.0), **ARMS}.items():
-        resolution = round(size.base_resolution * factor)
+    for arm, (depth, width, resolution) in {"base": (1.0, 1.0, size.base_resolution), **size.arms}.items():
         train = _Files(trial.data_path / "train", resolution + 32)
         val = _Files(trial.data_path / "val", resolution + 32)
         with trial.seeded("weights"):
