@@ -1,9 +1,9 @@
 """saigen (再現): a reading list you can run. Papers as components, and their claims re-measured.
 
-    import saigen
+import saigen
 
-    model = saigen.create_model("efficientnet_b0", num_classes=10)
-    results = saigen.run("confident_learning")
+model = saigen.create_model("efficientnet_b0", num_classes=10)
+results = saigen.run("confident_learning")
 """
 
 from typing import TYPE_CHECKING, Any
@@ -48,7 +48,9 @@ def create_model(
     for argument in overrides:
         if argument not in allowed:
             others = [other for other in allowed if other not in ("num_classes", "in_chans")]
-            raise ValueError(f"{name} has no argument {argument!r}{nearest(argument, others)}: it takes {', '.join(others)}")
+            raise ValueError(
+                f"{name} has no argument {argument!r}{nearest(argument, others)}: it takes {', '.join(others)}"
+            )
     if "in_chans" in allowed:
         overrides["in_chans"] = in_chans
     elif in_chans != 3:

@@ -76,13 +76,17 @@ class Options:
 def check_options(options: Options) -> None:
     """Raises ``ValueError`` with one sentence for an impossible scale, count, device, path or backend."""
     if options.scale not in SCALES:
-        raise ValueError(f"there is no scale {options.scale!r}{nearest(options.scale, SCALES)}: the scales are {', '.join(SCALES)}")
+        raise ValueError(
+            f"there is no scale {options.scale!r}{nearest(options.scale, SCALES)}: the scales are {', '.join(SCALES)}"
+        )
     if not 1 <= options.seeds <= MOST_SEEDS:
         raise ValueError(f"--seeds is {options.seeds}, allowed is 1 to {MOST_SEEDS} (seeds 0 to N-1)")
     if options.jobs is not None and options.jobs < 1:
         raise ValueError(f"--jobs is {options.jobs}, allowed is a whole number of at least 1")
     if options.backend not in BACKENDS:
-        raise ValueError(f"there is no backend {options.backend!r}{nearest(options.backend, BACKENDS)}: they are {', '.join(BACKENDS)}")
+        raise ValueError(
+            f"there is no backend {options.backend!r}{nearest(options.backend, BACKENDS)}: they are {', '.join(BACKENDS)}"
+        )
     if options.data is not None and not options.data.exists():
         raise ValueError(f"--data is {options.data}, and there is nothing there")
     if options.device != "cpu":
@@ -92,12 +96,21 @@ def check_options(options: Options) -> None:
             device = torch.device(options.device)
             torch.empty(1, device=device)
         except (RuntimeError, AssertionError) as error:
-            raise ValueError(f"--device is {options.device!r}, which this machine cannot use: {str(error).splitlines()[0]}") from error
+            raise ValueError(
+                f"--device is {options.device!r}, which this machine cannot use: {str(error).splitlines()[0]}"
+            ) from error
         if device.type == "meta":
             raise ValueError("--device is 'meta', which holds no numbers")
 
 
-def plan(papers: Sequence[Paper], options: Options, claims: Sequence[str] = (), store: Store | None = None, *, seeds: Sequence[int] | None = None) -> list[Task]:
+def plan(
+    papers: Sequence[Paper],
+    options: Options,
+    claims: Sequence[str] = (),
+    store: Store | None = None,
+    *,
+    seeds: Sequence[int] | None = None,
+) -> list[Task]:
     """The trials asked for, those with clock quantities last.
 
     Raises ``ValueError`` for a claim that none of ``papers`` has, or a scale that a named claim cannot be run at.
@@ -117,7 +130,9 @@ def plan(papers: Sequence[Paper], options: Options, claims: Sequence[str] = (), 
                 continue
             if options.scale not in claim.scales:
                 if claims or (len(papers) == 1 and not any(options.scale in c.scales for c in paper.card.claim)):
-                    raise ValueError(f"{paper.slug} {claim.id} has no experiment at scale {options.scale!r}: it has {', '.join(claim.scales)}")
+                    raise ValueError(
+                        f"{paper.slug} {claim.id} has no experiment at scale {options.scale!r}: it has {', '.join(claim.scales)}"
+                    )
                 continue
             threads = 1 if options.scale in ONE_THREAD_SCALES else max(1, (os.cpu_count() or 1) // (options.jobs or 1))
             card = evidence.claim_digest(claim)
@@ -130,7 +145,20 @@ def plan(papers: Sequence[Paper], options: Options, claims: Sequence[str] = (), 
                 path = store.path(paper.slug, claim.id, options.scale, seed, key)
                 data = None if options.data is None else str(options.data.resolve())
                 tasks.append(
-                    Task(paper.slug, claim.id, options.scale, seed, options.device, data, threads, claim.clock, key, path, code, card)
+                    Task(
+                        paper.slug,
+                        claim.id,
+                        options.scale,
+                        seed,
+                        options.device,
+                        data,
+                        threads,
+                        claim.clock,
+                        key,
+                        path,
+                        code,
+                        card,
+                    )
                 )
     return sorted(tasks, key=lambda task: task.clock)
 
@@ -257,7 +285,9 @@ def _remote(task: Task) -> tuple[Task, Measurement | None, str | None]:
     return (task, *execute(task))
 
 
-def run_tasks(tasks: Sequence[Task], options: Options, on_outcome: Callable[[Outcome], None] = lambda outcome: None) -> list[Outcome]:
+def run_tasks(
+    tasks: Sequence[Task], options: Options, on_outcome: Callable[[Outcome], None] = lambda outcome: None
+) -> list[Outcome]:
     """Runs what is not there yet, in parallel where it may be, and returns every outcome in the order of ``tasks``."""
     store = Store()
     store.check_writable()
@@ -324,7 +354,9 @@ def _on_cluster(tasks: Sequence[Task], options: Options) -> Iterator[Outcome]:
         except ImportError as error:
             raise ValueError("--backend dask needs dask: pip install distributed") from error
         except ValueError as error:
-            raise ValueError("--backend dask needs a running client in this process: use saigen.run() under one") from error
+            raise ValueError(
+                "--backend dask needs a running client in this process: use saigen.run() under one"
+            ) from error
     width = options.jobs or max(8, 4 * (os.cpu_count() or 1))
     for start in range(0, len(tasks), width):
         batch = tasks[start : start + width]
@@ -387,7 +419,9 @@ class ClaimResult:
         return len(self.measurements)
 
 
-def judge(paper: Paper, claim: Claim, scale: str, measurements: Sequence[Measurement], *, fresh: bool = True) -> ClaimResult:
+def judge(
+    paper: Paper, claim: Claim, scale: str, measurements: Sequence[Measurement], *, fresh: bool = True
+) -> ClaimResult:
     """Judges the one set among ``measurements`` that a verdict may use; ``not run`` where there is none."""
     from saigen.claims.verdict import Verdict, judge_claim
 
@@ -419,7 +453,9 @@ def _answers(measurement: Measurement, claim: Claim) -> bool:
     return all(key in measurement.values for name, q in claim.quantities.items() for key in (q.of or (name,)))
 
 
-def _judge_cached(paper: Paper, claim: Claim, scale: str, measurements: Sequence[Measurement], *, fresh: bool) -> ClaimResult:
+def _judge_cached(
+    paper: Paper, claim: Claim, scale: str, measurements: Sequence[Measurement], *, fresh: bool
+) -> ClaimResult:
     """``judge``, remembered: judging imports SciPy, and showing what is known must not wait for that."""
     from saigen.claims import verdict as judging
 
@@ -427,7 +463,9 @@ def _judge_cached(paper: Paper, claim: Claim, scale: str, measurements: Sequence
         return ClaimResult(paper.slug, claim.id, scale, judging.Verdict.NOT_RUN, (), (), fresh)
     chosen = evidence.chosen_set(measurements, claim, scale)
     rules = Path(judging.__file__).read_bytes()
-    key = evidence.digest(repr([[m.line() for m in chosen], evidence.claim_digest(claim), scale, evidence.digest(rules)]))
+    key = evidence.digest(
+        repr([[m.line() for m in chosen], evidence.claim_digest(claim), scale, evidence.digest(rules)])
+    )
     path = evidence.home() / "judged" / f"{key}.json"
     try:
         kept = json.loads(path.read_text())
@@ -436,12 +474,16 @@ def _judge_cached(paper: Paper, claim: Claim, scale: str, measurements: Sequence
                 q["name"],
                 judging.Verdict(q["verdict"]),
                 tuple(float(v) for v in q["values"]),
-                None if q["interval"] is None else judging.Interval(*(float(v) for v in q["interval"][:3]), q["interval"][3]),
+                None
+                if q["interval"] is None
+                else judging.Interval(*(float(v) for v in q["interval"][:3]), q["interval"][3]),
                 q["bar"],
             )
             for q in kept["quantities"]
         )
-        return ClaimResult(paper.slug, claim.id, scale, judging.Verdict(kept["verdict"]), quantities, tuple(chosen), fresh)
+        return ClaimResult(
+            paper.slug, claim.id, scale, judging.Verdict(kept["verdict"]), quantities, tuple(chosen), fresh
+        )
     except (OSError, ValueError, KeyError, TypeError):
         pass
     result = judge(paper, claim, scale, measurements, fresh=fresh)
@@ -452,7 +494,9 @@ def _judge_cached(paper: Paper, claim: Claim, scale: str, measurements: Sequence
                 "name": q.name,
                 "verdict": q.verdict,
                 "values": [repr(v) for v in q.values],
-                "interval": None if q.interval is None else [repr(q.interval.mean), repr(q.interval.low), repr(q.interval.high), q.interval.n],
+                "interval": None
+                if q.interval is None
+                else [repr(q.interval.mean), repr(q.interval.low), repr(q.interval.high), q.interval.n],
                 "bar": q.bar,
             }
             for q in result.quantities

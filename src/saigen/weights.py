@@ -31,7 +31,7 @@ def read(source: str | Path) -> dict[str, Tensor]:
     if path.is_file():
         return _read_file(path)
     text = str(source)
-    if _HUB_ID.fullmatch(text) and not path.suffix.lower() in SUFFIXES:
+    if _HUB_ID.fullmatch(text) and path.suffix.lower() not in SUFFIXES:
         return _read_folder(_download(text))
     raise ValueError(f"weights is {text!r}: there is no such file or folder, and it is no Hub id (owner/name)")
 
@@ -50,7 +50,9 @@ def _read_file(path: Path) -> dict[str, Tensor]:
             raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
     if suffix == ".npz":
         return _read_npz(path)
-    warnings.warn(f"{path.name} is a pickle; only its tensors are read (weights_only=True). Prefer safetensors.", stacklevel=3)
+    warnings.warn(
+        f"{path.name} is a pickle; only its tensors are read (weights_only=True). Prefer safetensors.", stacklevel=3
+    )
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds here, none of which says more to a user
@@ -109,9 +111,15 @@ def _download(hub_id: str) -> Path:
 
     name, _, revision = hub_id.partition("@")
     try:
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=["*.safetensors", "*.json", "pytorch_model.bin"]))
+        return Path(
+            snapshot_download(
+                name, revision=revision or None, allow_patterns=["*.safetensors", "*.json", "pytorch_model.bin"]
+            )
+        )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        raise ValueError(f"weights is {hub_id!r}: there is no such file or folder, and the Hub did not give it ({type(error).__name__})") from error
+        raise ValueError(
+            f"weights is {hub_id!r}: there is no such file or folder, and the Hub did not give it ({type(error).__name__})"
+        ) from error
 
 
 def class_count(model: nn.Module, state: Mapping[str, Tensor]) -> int | None:
@@ -120,7 +128,9 @@ def class_count(model: nn.Module, state: Mapping[str, Tensor]) -> int | None:
     return None if weight is None else int(weight.shape[0])
 
 
-def create(build: Callable[..., nn.Module], source: str | Path | None, *, num_classes: int | None, **arguments: object) -> nn.Module:
+def create(
+    build: Callable[..., nn.Module], source: str | Path | None, *, num_classes: int | None, **arguments: object
+) -> nn.Module:
     """Builds a model with the checkpoint's number of classes, or another, and loads the checkpoint into it."""
     classes = {} if num_classes is None else {"num_classes": num_classes}
     if source is None:
@@ -155,7 +165,12 @@ def load(model: nn.Module, source: str | Path | Mapping[str, Tensor]) -> nn.Modu
     kept_new: list[str] = []
     if head is not None:
         for name in (f"{head}.weight", f"{head}.bias"):
-            if name in own and name in state and own[name].shape[0] != state[name].shape[0] and own[name].shape[1:] == state[name].shape[1:]:
+            if (
+                name in own
+                and name in state
+                and own[name].shape[0] != state[name].shape[0]
+                and own[name].shape[1:] == state[name].shape[1:]
+            ):
                 state[name] = own[name]
                 kept_new.append(name)
     # BN's batch counter is bookkeeping that many published checkpoints leave out.
@@ -174,7 +189,9 @@ def load(model: nn.Module, source: str | Path | Mapping[str, Tensor]) -> nn.Modu
         raise ValueError(f"the checkpoint does not fit {type(model).__name__}: {'; '.join(problems[:5])}{more}")
     model.load_state_dict(state)
     if kept_new:
-        warnings.warn(f"the checkpoint's classifier has another number of classes; {', '.join(kept_new)} stay new", stacklevel=2)
+        warnings.warn(
+            f"the checkpoint's classifier has another number of classes; {', '.join(kept_new)} stay new", stacklevel=2
+        )
     return model
 
 

@@ -185,7 +185,11 @@ def _judge_order(name: str, quantity: Quantity, measurements: Sequence[Mapping[s
     for position, (better, worse) in enumerate(zip(quantity.of, quantity.of[1:], strict=False)):
         gaps = tuple(float(values[better]) - float(values[worse]) for values in measurements)
         adjacent = Quantity(
-            kind="gap", en=quantity.en, ja=quantity.ja, least=quantity.least, reported=reported[position] - reported[position + 1]
+            kind="gap",
+            en=quantity.en,
+            ja=quantity.ja,
+            least=quantity.least,
+            reported=reported[position] - reported[position + 1],
         )
         judged.append(_judge_effect(name, adjacent, gaps, fairness))
     return min(judged, key=lambda result: (_WEAKEST_FIRST.index(result.verdict), result.interval.mean))

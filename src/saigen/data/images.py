@@ -7,6 +7,7 @@ A Parquet folder holds ``train*.parquet`` and ``test*.parquet`` with the columns
 
 import hashlib
 import io
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -86,7 +87,7 @@ def split(
             place[members] = (np.arange(len(members)) + rng.random()) / len(members)
         order = np.argsort(place, kind="stable")
     bounds = np.cumsum([0, *sizes])
-    parts = [order[start:stop] for start, stop in zip(bounds[:-1], bounds[1:], strict=True)]
+    parts = [order[start:stop] for start, stop in itertools.pairwise(bounds)]
     return tuple(rng.permutation(part) for part in parts)
 
 
