@@ -123,8 +123,8 @@ class _Shifts:
         return full.view(*shape, self.h2, self.columns)[..., : self.w2], full[..., : self.run]
 
 
-@torch.library.custom_op("saigen::involution2d", mutates_args=())
-def _involution2d(x: Tensor, kernel: Tensor, stride: int, padding: int, dilation: int) -> Tensor:
+def sum_of_shifts(x: Tensor, kernel: Tensor, stride: int, padding: int, dilation: int) -> Tensor:
+    """What the operator ``saigen::involution2d`` computes; itself differentiable by its parts, but not leanly."""
     at = _Shifts(x, kernel, stride, padding, dilation)
     phases, kernel = at.phases(x), at.widen(kernel).unsqueeze(2)
     y, sums = at.wide_zeros(x, at.b, at.g, at.c // at.g)
@@ -147,6 +147,10 @@ def _involution2d_backward(
         torch.sum(torch.mul(grad, phases[a, c, ..., shift], out=product), 2, out=runs[:, :, tap])
     grad_x = at.unphases(grad_phases).to(x.dtype, memory_format=torch.contiguous_format)
     return grad_x, grad_kernel.to(kernel.dtype, copy=True, memory_format=torch.contiguous_format)
+
+
+# one operator to the compiler, the exporter and the counters of multiply-adds, whatever the number of taps
+_involution2d = torch.library.custom_op("saigen::involution2d", sum_of_shifts, mutates_args=())
 
 
 @_involution2d.register_fake
