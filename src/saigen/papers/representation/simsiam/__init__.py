@@ -11,7 +11,10 @@ from saigen.papers.representation.simsiam.model import (
     knn_accuracy,
     linear_probe,
     negative_cosine,
+    simsiam_cifar_resnet18,
     simsiam_loss,
+    simsiam_resnet50,
+    spread_std,
 )
 
 __all__ = [
@@ -25,5 +28,8 @@ __all__ = [
     "knn_accuracy",
     "linear_probe",
     "negative_cosine",
+    "simsiam_cifar_resnet18",
     "simsiam_loss",
+    "simsiam_resnet50",
+    "spread_std",
 ]

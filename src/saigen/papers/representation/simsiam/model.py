@@ -11,13 +11,14 @@ k-NN classifier, the linear probe, and the augmentation that makes the views.
 import math
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Literal
 
 import kornia.augmentation as K
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+
+from saigen.nn.resnet import resnet18, resnet50
 
 # --- the heads (section 3, "baseline settings")
 
@@ -73,13 +74,13 @@ def cross_entropy_similarity(p: Float[Tensor, "b d"], z: Float[Tensor, "b d"]) -
 
 
 def simsiam_loss(
-    p1: Float[Tensor, "b d"],
-    p2: Float[Tensor, "b d"],
-    z1: Float[Tensor, "b d"],
-    z2: Float[Tensor, "b d"],
+    p1: Float[Tensor, "_ _"],
+    p2: Float[Tensor, "_ _"],
+    z1: Float[Tensor, "_ _"],
+    z2: Float[Tensor, "_ _"],
     *,
     symmetric: bool = True,
-    similarity: Literal["cosine", "cross_entropy"] = "cosine",
+    similarity: str = "cosine",
 ) -> Float[Tensor, ""]:
     """L = D(p1, stopgrad(z2)) / 2 + D(p2, stopgrad(z1)) / 2 (equation 4), a scalar; not symmetric: D(p1, stopgrad(z2)).
 
@@ -104,14 +105,14 @@ def simsiam_loss(
 class SimSiamLoss(nn.Module):
     """``simsiam_loss`` as a module, for the four outputs of ``SimSiam``."""
 
-    def __init__(self, *, symmetric: bool = True, similarity: Literal["cosine", "cross_entropy"] = "cosine") -> None:
+    def __init__(self, *, symmetric: bool = True, similarity: str = "cosine") -> None:
         super().__init__()
         if similarity not in ("cosine", "cross_entropy"):
             raise ValueError(f"similarity is {similarity!r}, allowed is 'cosine' or 'cross_entropy'")
         self.symmetric, self.similarity = symmetric, similarity
 
     def forward(
-        self, p1: Float[Tensor, "b d"], p2: Float[Tensor, "b d"], z1: Float[Tensor, "b d"], z2: Float[Tensor, "b d"]
+        self, p1: Float[Tensor, "_ _"], p2: Float[Tensor, "_ _"], z1: Float[Tensor, "_ _"], z2: Float[Tensor, "_ _"]
     ) -> Float[Tensor, ""]:
         return simsiam_loss(p1, p2, z1, z2, symmetric=self.symmetric, similarity=self.similarity)
 
@@ -226,6 +227,11 @@ def collapse_std(z: Float[Tensor, "b d"]) -> Float[Tensor, ""]:
     return F.normalize(z.float(), dim=1).std(0, correction=0).mean()
 
 
+def spread_std(dim: int) -> float:
+    """What ``collapse_std`` is for outputs spread over all directions of ``dim`` dimensions: 1 / sqrt(dim)."""
+    return 1 / math.sqrt(dim)
+
+
 def knn_accuracy(
     train_z: Float[Tensor, "n d"],
     train_y: Int[Tensor, " n"],
@@ -337,3 +343,16 @@ class TwoViews(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.random.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))
             return self.steps(x), self.steps(x)
+
+
+# --- the paper's two networks
+
+
+def simsiam_resnet50(*, dim: int = 2048, pred_dim: int = 512) -> SimSiam:
+    """The ImageNet setting (section 3): ResNet-50 and the three-layer projector; 38,201,408 parameters."""
+    return SimSiam(resnet50(num_classes=0), dim=dim, pred_dim=pred_dim)
+
+
+def simsiam_cifar_resnet18(*, dim: int = 2048, pred_dim: int = 512) -> SimSiam:
+    """The CIFAR setting (appendix D): ResNet-18 with a 3x3 stem and the two-layer projector."""
+    return SimSiam(resnet18(num_classes=0, small_stem=True), dim=dim, pred_dim=pred_dim, hidden_dim=dim, proj_layers=2)

@@ -10,7 +10,6 @@ phi the function that generates them, r its reduction.
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +29,7 @@ def involution2d(
     stride: int = 1,
     padding: int | None = None,
     dilation: int = 1,
-    backend: Literal["offsets", "unfold"] = "offsets",
+    backend: str = "offsets",
 ) -> Float[Tensor, "b c h2 w2"]:
     """Applies to every place of ``x`` (b, C, H, W) the kernel of that place: equation 4 of the paper.
 
@@ -214,7 +213,7 @@ class Involution2d(nn.Module):
         dilation: int = 1,
         group_channels: int = 16,
         reduction: int = 4,
-        backend: Literal["offsets", "unfold"] = "offsets",
+        backend: str = "offsets",
     ) -> None:
         super().__init__()
         if kernel_size < 1 or kernel_size % 2 == 0:
@@ -318,7 +317,7 @@ class RedNet(ResNet):
         stem_width: int | None = None,
         small_stem: bool = False,
         zero_init: bool = True,
-        backend: Literal["offsets", "unfold"] = "offsets",
+        backend: str = "offsets",
     ) -> None:
         # plain numbers may be set before the constructor of the module runs; it builds stem and blocks with them
         self.group_channels, self.reduction, self.backend = group_channels, reduction, backend
