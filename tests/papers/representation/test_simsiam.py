@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from saigen.cards import catalogue
 from saigen.nn.resnet import ResNet, resnet18, resnet50
 from saigen.papers.representation.simsiam import (
     PredictionMLP,
@@ -14,6 +15,7 @@ from saigen.papers.representation.simsiam import (
     SimSiam,
     SimSiamLoss,
     TwoViews,
+    claims,
     collapse_std,
     cross_entropy_similarity,
     knn_accuracy,
@@ -21,6 +23,7 @@ from saigen.papers.representation.simsiam import (
     negative_cosine,
     simsiam_loss,
 )
+from saigen.trial import Trial
 
 
 def count(module, trainable=False):
@@ -236,6 +239,15 @@ def test_two_views(blur):
 def test_meta_device():
     with torch.device("meta"):
         SimSiam(lambda: ResNet("basic", (1,), (8,)), dim=16, pred_dim=4, proj_layers=2)
+
+
+@pytest.mark.parametrize("claim", [claim.id for claim in catalogue.paper("simsiam").card.claim])
+def test_claims_run_at_tiny(claim):
+    first, again = (getattr(claims, claim)(Trial(seed=1000, scale="tiny")) for _ in range(2))
+    quantities = catalogue.paper("simsiam").card.find_claim(claim).quantities
+    assert set(quantities) <= set(first) and all(math.isfinite(value) for value in first.values())
+    clocks = {name for name, quantity in quantities.items() if quantity.clock}
+    assert {k: v for k, v in first.items() if k not in clocks} == {k: v for k, v in again.items() if k not in clocks}
 
 
 @pytest.mark.parametrize(

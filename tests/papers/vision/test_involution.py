@@ -1,6 +1,7 @@
 """Involution: the operator against its formula and the official code, the layer, RedNet, conversions."""
 
 import hashlib
+import math
 from functools import partial
 from pathlib import Path
 
@@ -10,9 +11,11 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from saigen.cards import catalogue
 from saigen.nn.resnet import resnet18, resnet50
 from saigen.papers.vision import involution as room
-from saigen.papers.vision.involution import Involution2d, RedNet, convert_3x3_to_involution, involution2d
+from saigen.papers.vision.involution import Involution2d, RedNet, claims, convert_3x3_to_involution, involution2d
+from saigen.trial import Trial
 from tests.golden.involution.make import draw as golden_draw
 from tests.golden.involution.make import golden_state
 
@@ -225,6 +228,15 @@ def test_conversion_takes_the_place_of_3x3_convolutions():
     assert net(torch.rand(2, 3, 64, 64)).shape == (2, 5)
     # where channels change, the convolution stays
     assert sum(isinstance(m, Involution2d) for m in convert_3x3_to_involution(resnet18()).modules()) == 13
+
+
+@pytest.mark.parametrize("claim", [claim.id for claim in catalogue.paper("involution").card.claim])
+def test_claims_run_at_tiny(claim):
+    first, again = (getattr(claims, claim)(Trial(seed=1000, scale="tiny")) for _ in range(2))
+    quantities = catalogue.paper("involution").card.find_claim(claim).quantities
+    assert set(quantities) <= set(first) and all(math.isfinite(value) for value in first.values())
+    clocks = {name for name, quantity in quantities.items() if quantity.clock}
+    assert {k: v for k, v in first.items() if k not in clocks} == {k: v for k, v in again.items() if k not in clocks}
 
 
 @pytest.mark.parametrize(
