@@ -16,15 +16,17 @@ def render_scenes(
     count: int,
     size: int | tuple[int, int] = 160,
     *,
-    objects: int = 12,
+    objects: int = 20,
     radius: tuple[float, float] = (8.0, 16.0),
-    noise: float = 0.08,
+    clutter: float = 0.3,
+    noise: float = 0.04,
 ) -> tuple[np.ndarray, np.ndarray]:
     """``count`` scenes and their labels: ``(count, 3, h, w)`` float32 in [0, 1] and ``(count, h, w)`` uint8.
 
     ``objects`` shapes a scene, later ones in front, each covering about the area of a disc of a ``radius`` drawn from the
     given range in pixels: a disc, a bar four times as long as wide, or a square, the last two turned by any angle.
-    ``noise`` is the standard deviation of each pixel's noise. The same ``rng`` gives the same scenes.
+    ``clutter`` is the contrast of the background's texture beside the objects', in [0, 1], and ``noise`` the standard
+    deviation of each pixel's noise. The same ``rng`` gives the same scenes.
 
     >>> images, labels = render_scenes(np.random.default_rng(0), 2, 64)
     >>> images.shape, labels.shape, labels.max() <= 3
@@ -34,7 +36,7 @@ def render_scenes(
     if count < 1 or min(h, w) < 1 or objects < 0:
         raise ValueError(f"count, size and objects are {count}, {size} and {objects}, allowed are 1, 1 and 0 or more")
     y, x = (axis.astype(np.float32)[None] for axis in np.mgrid[:h, :w])
-    images = _surface(rng, count, y, x)
+    images = _surface(rng, count, y, x, clutter)
     labels = np.zeros((count, h, w), np.uint8)
     for _ in range(objects):
         kind = rng.integers(1, len(CLASSES), count)
@@ -70,10 +72,10 @@ def _draw(rng: np.random.Generator, count: int, low: float, high: float) -> np.n
     return rng.uniform(low, high, (count, 1, 1)).astype(np.float32)
 
 
-def _surface(rng: np.random.Generator, count: int, y: np.ndarray, x: np.ndarray) -> np.ndarray:
+def _surface(rng: np.random.Generator, count: int, y: np.ndarray, x: np.ndarray, contrast: float = 1.0) -> np.ndarray:
     """A grating between two random colours, of a random direction, phase and period (4 to 12 pixels), everywhere."""
     direction, phase = _draw(rng, count, 0, np.pi), _draw(rng, count, 0, 2 * np.pi)
     frequency = 2 * np.pi / _draw(rng, count, 4, 12)
     wave = 0.5 + 0.5 * np.sin(frequency * (x * np.cos(direction) + y * np.sin(direction)) + phase)
     first, second = rng.uniform(0.1, 0.9, (2, count, 3, 1, 1)).astype(np.float32)
-    return first + (second - first) * wave[:, None]
+    return first + contrast * (second - first) * wave[:, None]
