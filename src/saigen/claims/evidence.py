@@ -6,6 +6,7 @@ import functools
 import hashlib
 import importlib.util
 import json
+import math
 import os
 import platform
 from collections.abc import Iterable, Sequence
@@ -35,7 +36,8 @@ class Measurement(BaseModel):
     claim: str
     scale: str
     seed: int = Field(ge=0)
-    values: dict[str, float]
+    values: dict[str, float | None]
+    """Quantities and every arm's raw value; null where a value was not finite."""
     seconds: float
     code: str
     card: str
@@ -46,6 +48,11 @@ class Measurement(BaseModel):
     carried_from: tuple[str, ...] = ()
     """Hashes of earlier code that gave these numbers; the ``tiny`` values were bit-equal each time the code changed."""
 
+    @property
+    def numbers(self) -> dict[str, float]:
+        """The values as floats, those that were not finite as NaN."""
+        return {name: math.nan if value is None else value for name, value in self.values.items()}
+
     def line(self) -> str:
         """One line of JSON, keys sorted."""
         return json.dumps(self.model_dump(mode="json"), ensure_ascii=False, sort_keys=True)
@@ -53,7 +60,16 @@ class Measurement(BaseModel):
     @property
     def set_key(self) -> str:
         """Measurements of one verdict share this: claim, scale, setting, data, code, card, kind of machine."""
-        same = (self.paper, self.claim, self.scale, self.setting, self.data, self.code, self.card, machine_kind(self.environment))
+        same = (
+            self.paper,
+            self.claim,
+            self.scale,
+            self.setting,
+            self.data,
+            self.code,
+            self.card,
+            machine_kind(self.environment),
+        )
         return digest(json.dumps(same, sort_keys=True, default=str))
 
 
@@ -95,7 +111,9 @@ def _imports(path: Path, module: str) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
             if node.level:
-                base = ".".join([*package.split(".")[: len(package.split(".")) - node.level + 1], *([base] if base else [])])
+                base = ".".join(
+                    [*package.split(".")[: len(package.split(".")) - node.level + 1], *([base] if base else [])]
+                )
             names.add(base)
             names |= {f"{base}.{alias.name}" for alias in node.names}
     return names
@@ -113,7 +131,11 @@ def code_files(paper: Paper) -> list[Path]:
         spec = importlib.util.find_spec(top)
         if spec is not None and spec.submodule_search_locations:
             roots[top] = Path(next(iter(spec.submodule_search_locations)))
-    start = [f"{paper.package}.{file.stem}" for file in paper.folder.glob("*.py") if file.stem not in ("__init__", "examples", "apply")]
+    start = [
+        f"{paper.package}.{file.stem}"
+        for file in paper.folder.glob("*.py")
+        if file.stem not in ("__init__", "examples", "apply")
+    ]
     seen: dict[str, Path] = {}
     waiting = [paper.package, *sorted(start)]
     while waiting:
@@ -257,7 +279,9 @@ class Store:
             probe.touch()
             probe.unlink()
         except OSError as error:
-            raise ValueError(f"cannot keep measurements in {self.folder} ({error.strerror}): set SAIGEN_HOME to a writable folder") from error
+            raise ValueError(
+                f"cannot keep measurements in {self.folder} ({error.strerror}): set SAIGEN_HOME to a writable folder"
+            ) from error
 
     def path(self, paper: str, claim: str, scale: str, seed: int, key: str) -> Path:
         """Where the measurement of a trial lies; ``key`` stands for code, card, setting, data and machine."""
@@ -309,7 +333,9 @@ def merge(paper: Paper, local: Sequence[Measurement]) -> list[Measurement]:
                     f"{paper.slug} {claim.id} at scale {scale} has {len(chosen)} seeds of 5: `saigen run {paper.slug}` measures the others"
                 )
             if not tiny:
-                raise EvidenceError(f"{paper.slug} {claim.id} has no tiny run: `saigen run {paper.slug} --scale tiny --seeds 1` makes it")
+                raise EvidenceError(
+                    f"{paper.slug} {claim.id} has no tiny run: `saigen run {paper.slug} --scale tiny --seeds 1` makes it"
+                )
             new += [m for m in [tiny[-1], *chosen] if (m.set_key, m.seed) not in published and m not in new]
     if not fresh:
         raise EvidenceError(f"{paper.slug} has no fresh local measurements: `saigen run {paper.slug}` makes them")
@@ -324,7 +350,10 @@ def carry_over(paper: Paper, published: Sequence[Measurement], tiny: Sequence[Me
     code = code_digest(paper)
     carried = []
     for claim in paper.card.claim:
-        now = next((m for m in reversed(tiny) if m.claim == claim.id and m.scale == "tiny" and m.seed == 0 and m.code == code), None)
+        now = next(
+            (m for m in reversed(tiny) if m.claim == claim.id and m.scale == "tiny" and m.seed == 0 and m.code == code),
+            None,
+        )
         if now is None or claim.clock:
             continue
         for scale in ("laptop", "real", "full"):
@@ -333,8 +362,20 @@ def carry_over(paper: Paper, published: Sequence[Measurement], tiny: Sequence[Me
             if not chosen or chosen[0].code == code:
                 continue
             old = chosen[0].code
-            then = next((m for m in reversed(published) if m.claim == claim.id and m.scale == "tiny" and m.seed == 0 and m.code == old), None)
-            if then is None or then.values != now.values or then.environment != now.environment or then.setting != now.setting:
+            then = next(
+                (
+                    m
+                    for m in reversed(published)
+                    if m.claim == claim.id and m.scale == "tiny" and m.seed == 0 and m.code == old
+                ),
+                None,
+            )
+            if (
+                then is None
+                or then.values != now.values
+                or then.environment != now.environment
+                or then.setting != now.setting
+            ):
                 continue
             carried += [m.model_copy(update={"code": code, "carried_from": (*m.carried_from, old)}) for m in chosen]
             if not any(m.claim == claim.id and m.scale == "tiny" for m in carried):

@@ -8,11 +8,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-
-import numpy as np
-from scipy import stats
+from typing import TYPE_CHECKING
 
 from saigen.cards.schema import Claim, Quantity
+
+# SciPy takes half a second to import, and the front door must not: it is imported where it computes.
+if TYPE_CHECKING:
+    import numpy as np
 
 SEEDS = 5
 """The first look is at seeds 0 to 4."""
@@ -62,6 +64,9 @@ def interval(values: Sequence[float], *, logarithmic: bool = False, binary: bool
 
     No spread at all gives a point; a single value says nothing of its spread, so its interval has no ends.
     """
+    import numpy as np
+    from scipy import stats
+
     x = np.asarray(values, dtype=float)
     if binary:
         if not set(x) <= {0.0, 1.0}:
@@ -85,9 +90,9 @@ def interval(values: Sequence[float], *, logarithmic: bool = False, binary: bool
     return Interval(float(mean), float(low), float(high), len(x))
 
 
-def _no_spread(x: np.ndarray) -> bool:
+def _no_spread(x: "np.ndarray") -> bool:
     # Equal numbers may have a standard deviation of rounding error.
-    return bool(np.ptp(x) <= 1e-12 * max(1.0, float(np.abs(x).max())))
+    return bool(x.max() - x.min() <= 1e-12 * max(1.0, float(abs(x).max())))
 
 
 def bar(quantity: Quantity, fairness: str) -> float:
@@ -180,7 +185,11 @@ def _judge_order(name: str, quantity: Quantity, measurements: Sequence[Mapping[s
     for position, (better, worse) in enumerate(zip(quantity.of, quantity.of[1:], strict=False)):
         gaps = tuple(float(values[better]) - float(values[worse]) for values in measurements)
         adjacent = Quantity(
-            kind="gap", en=quantity.en, ja=quantity.ja, least=quantity.least, reported=reported[position] - reported[position + 1]
+            kind="gap",
+            en=quantity.en,
+            ja=quantity.ja,
+            least=quantity.least,
+            reported=reported[position] - reported[position + 1],
         )
         judged.append(_judge_effect(name, adjacent, gaps, fairness))
     return min(judged, key=lambda result: (_WEAKEST_FIRST.index(result.verdict), result.interval.mean))
@@ -206,6 +215,8 @@ def seeds_needed(claim: Claim, measurements: Sequence[Mapping[str, float]], scal
 
     The spread of five seeds is itself uncertain, so its upper 80 % limit is used; N is between 5 and 20.
     """
+    import numpy as np
+
     fairness = claim.fairness(scale)
     spreads: list[tuple[float, float]] = []
     for name, quantity in claim.quantities.items():
@@ -230,6 +241,9 @@ def seeds_needed(claim: Claim, measurements: Sequence[Mapping[str, float]], scal
 
 
 def _spread(values: Sequence[float]) -> float:
+    import numpy as np
+    from scipy import stats
+
     x = np.asarray(values, dtype=float)
     if not np.isfinite(x).all():
         return math.inf
@@ -243,5 +257,7 @@ def _power(distance: float, spread: float, n: int) -> float:
         return 1.0 if distance > 0 else 0.0
     if not math.isfinite(spread):
         return 0.0
+    from scipy import stats
+
     critical = stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1)
     return float(stats.nct.sf(critical, n - 1, distance * math.sqrt(n) / spread))
