@@ -1,7 +1,8 @@
 """Rendered scenes with known truth: discs, bars and squares on a textured background, for segmentation.
 
-Every surface carries a grating of its own colours, so that neither colour nor texture tells the class: only the shape
-does. The light falls off across a scene and the sensor is noisy.
+Every surface carries a grating of its own colours. The background is darker than the objects, but neither colour nor
+texture tells a disc from a bar from a square: only the shape does. The light falls off across a scene and the sensor is
+noisy.
 """
 
 import numpy as np
@@ -36,7 +37,7 @@ def render_scenes(
     if count < 1 or min(h, w) < 1 or objects < 0:
         raise ValueError(f"count, size and objects are {count}, {size} and {objects}, allowed are 1, 1 and 0 or more")
     y, x = (axis.astype(np.float32)[None] for axis in np.mgrid[:h, :w])
-    images = _surface(rng, count, y, x, clutter)
+    images = _surface(rng, count, y, x, 0.1, 0.5, clutter)
     labels = np.zeros((count, h, w), np.uint8)
     for _ in range(objects):
         kind = rng.integers(1, len(CLASSES), count)
@@ -54,11 +55,11 @@ def render_scenes(
                 np.maximum(np.abs(along), np.abs(across)) <= square,
             ],
         ).astype(bool)
-        images = np.where(inside[:, None], _surface(rng, count, y, x), images)
+        images = np.where(inside[:, None], _surface(rng, count, y, x, 0.5, 0.9), images)
         labels = np.where(inside, kind[:, None, None], labels).astype(np.uint8)
     slope = _draw(rng, count, 0, 2 * np.pi)
     ramp = (x / w - 0.5) * np.cos(slope) + (y / h - 0.5) * np.sin(slope)
-    light = 1.0 + 0.5 * ramp[:, None]
+    light = 1.0 + 0.3 * ramp[:, None]
     images = images * light + noise * rng.standard_normal(images.shape, dtype=np.float32)
     return np.clip(images, 0.0, 1.0).astype(np.float32), labels
 
@@ -72,10 +73,12 @@ def _draw(rng: np.random.Generator, count: int, low: float, high: float) -> np.n
     return rng.uniform(low, high, (count, 1, 1)).astype(np.float32)
 
 
-def _surface(rng: np.random.Generator, count: int, y: np.ndarray, x: np.ndarray, contrast: float = 1.0) -> np.ndarray:
-    """A grating between two random colours, of a random direction, phase and period (4 to 12 pixels), everywhere."""
+def _surface(
+    rng: np.random.Generator, count: int, y: np.ndarray, x: np.ndarray, low: float, high: float, contrast: float = 1.0
+) -> np.ndarray:
+    """A grating between two colours from ``low`` to ``high``, its direction, phase and period (4 to 12 pixels) random."""
     direction, phase = _draw(rng, count, 0, np.pi), _draw(rng, count, 0, 2 * np.pi)
     frequency = 2 * np.pi / _draw(rng, count, 4, 12)
     wave = 0.5 + 0.5 * np.sin(frequency * (x * np.cos(direction) + y * np.sin(direction)) + phase)
-    first, second = rng.uniform(0.1, 0.9, (2, count, 3, 1, 1)).astype(np.float32)
+    first, second = rng.uniform(low, high, (2, count, 3, 1, 1)).astype(np.float32)
     return first + contrast * (second - first) * wave[:, None]

@@ -113,7 +113,7 @@ class Block(nn.Module):
     """x += Attention(LN(x)), x += MixFFN(LN(x)), each with stochastic depth."""
 
     def __init__(
-        self, dim: int, num_heads: int, sr_ratio: int, mlp_ratio: float, drop_path: float, mix: bool, eps: float
+        self, dim: int, num_heads: int, sr_ratio: int, mlp_ratio: int | float, drop_path: int | float, mix: bool, eps: float
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=eps)
@@ -154,11 +154,11 @@ class MixTransformer(nn.Module):
         depths: Sequence[int],
         num_heads: Sequence[int] = (1, 2, 5, 8),
         sr_ratios: Sequence[int] = (8, 4, 2, 1),
-        mlp_ratios: Sequence[float] = (4, 4, 4, 4),
+        mlp_ratios: Sequence[int | float] = (4, 4, 4, 4),
         *,
         num_classes: int = 0,
         in_chans: int = 3,
-        drop_path_rate: float = 0.1,
+        drop_path_rate: int | float = 0.1,
         mix_ffn: bool = True,
         pos_embed_size: int | tuple[int, int] | None = None,
         norm_eps: float = 1e-6,
@@ -291,7 +291,7 @@ class SegFormerHead(nn.Module):
     linear and act on different axes, so the result is the same up to rounding, for a fraction of the work.
     """
 
-    def __init__(self, in_dims: Sequence[int], dim: int, num_classes: int, dropout: float, early_fusion: bool) -> None:
+    def __init__(self, in_dims: Sequence[int], dim: int, num_classes: int, dropout: int | float, early_fusion: bool) -> None:
         super().__init__()
         self.early_fusion = early_fusion
         for i, in_dim in enumerate(in_dims, start=1):
@@ -336,7 +336,7 @@ class SegFormer(nn.Module):
         num_classes: int = 150,
         decoder_channels: int = 256,
         *,
-        dropout: float = 0.1,
+        dropout: int | float = 0.1,
         early_fusion: bool = False,
     ) -> None:
         super().__init__()
@@ -481,7 +481,7 @@ class SegmentationLoss(nn.Module):
         return segmentation_loss(logits, labels, self.ignore_label)
 
 
-def param_groups(model: nn.Module, lr: float = 6e-5, weight_decay: float = 0.01, head_factor: float = 10.0) -> list[dict]:
+def param_groups(model: nn.Module, lr: float = 6e-5, weight_decay: int | float = 0.01, head_factor: int | float = 10) -> list[dict]:
     """The recipe's parameter groups for AdamW: the decoder learns ``head_factor`` times as fast, norms do not decay.
 
     As in the official recipe a norm is what has ``norm`` in its name, so the decoder's batch norm and all biases decay;
@@ -497,7 +497,7 @@ def param_groups(model: nn.Module, lr: float = 6e-5, weight_decay: float = 0.01,
     ]
 
 
-def poly_schedule(warmup: int = 1500, warmup_ratio: float = 1e-6, power: float = 1.0) -> Callable[[int, int], float]:
+def poly_schedule(warmup: int = 1500, warmup_ratio: int | float = 1e-6, power: int | float = 1) -> Callable[[int, int], float]:
     """The recipe's factor on the learning rate, ``factor(step, total)``: (1 - step / total)^power, warmed up linearly.
 
     >>> factor = poly_schedule()
@@ -573,11 +573,11 @@ def _official_layout(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return joined
 
 
-def _mit(size: str, num_classes: int, in_chans: int, drop_path_rate: float) -> MixTransformer:
+def _mit(size: str, num_classes: int, in_chans: int, drop_path_rate: int | float) -> MixTransformer:
     return MixTransformer(WIDTHS[size], DEPTHS[size], num_classes=num_classes, in_chans=in_chans, drop_path_rate=drop_path_rate)
 
 
-def _segformer(size: str, num_classes: int, in_chans: int, drop_path_rate: float, dropout: float, early_fusion: bool) -> SegFormer:
+def _segformer(size: str, num_classes: int, in_chans: int, drop_path_rate: int | float, dropout: int | float, early_fusion: bool) -> SegFormer:
     backbone = _mit(size, 0, in_chans, drop_path_rate)
     model = SegFormer(backbone, num_classes, DECODER[size], dropout=dropout, early_fusion=early_fusion)
     if size == "b5":  # B5 is trained and tested at 640 pixels on ADE20K
@@ -585,73 +585,73 @@ def _segformer(size: str, num_classes: int, in_chans: int, drop_path_rate: float
     return model
 
 
-def mit_b0(*, num_classes: int = 1000, in_chans: int = 3, drop_path_rate: float = 0.1) -> MixTransformer:
+def mit_b0(*, num_classes: int = 1000, in_chans: int = 3, drop_path_rate: int | float = 0.1) -> MixTransformer:
     """MiT-B0, an ImageNet classifier; 3.3 M parameters without the last layer (Table 6)."""
     return _mit("b0", num_classes, in_chans, drop_path_rate)
 
 
-def mit_b1(*, num_classes: int = 1000, in_chans: int = 3, drop_path_rate: float = 0.1) -> MixTransformer:
+def mit_b1(*, num_classes: int = 1000, in_chans: int = 3, drop_path_rate: int | float = 0.1) -> MixTransformer:
     """MiT-B1, an ImageNet classifier; 13.2 M parameters without the last layer (Table 6)."""
     return _mit("b1", num_classes, in_chans, drop_path_rate)
 
 
-def mit_b2(*, num_classes: int = 1000, in_chans: int = 3, drop_path_rate: float = 0.1) -> MixTransformer:
+def mit_b2(*, num_classes: int = 1000, in_chans: int = 3, drop_path_rate: int | float = 0.1) -> MixTransformer:
     """MiT-B2, an ImageNet classifier; 24.2 M parameters without the last layer (Table 6)."""
     return _mit("b2", num_classes, in_chans, drop_path_rate)
 
 
-def mit_b3(*, num_classes: int = 1000, in_chans: int = 3, drop_path_rate: float = 0.1) -> MixTransformer:
+def mit_b3(*, num_classes: int = 1000, in_chans: int = 3, drop_path_rate: int | float = 0.1) -> MixTransformer:
     """MiT-B3, an ImageNet classifier; 44.1 M parameters without the last layer (Table 6)."""
     return _mit("b3", num_classes, in_chans, drop_path_rate)
 
 
-def mit_b4(*, num_classes: int = 1000, in_chans: int = 3, drop_path_rate: float = 0.1) -> MixTransformer:
+def mit_b4(*, num_classes: int = 1000, in_chans: int = 3, drop_path_rate: int | float = 0.1) -> MixTransformer:
     """MiT-B4, an ImageNet classifier; 60.8 M parameters without the last layer (Table 6)."""
     return _mit("b4", num_classes, in_chans, drop_path_rate)
 
 
-def mit_b5(*, num_classes: int = 1000, in_chans: int = 3, drop_path_rate: float = 0.1) -> MixTransformer:
+def mit_b5(*, num_classes: int = 1000, in_chans: int = 3, drop_path_rate: int | float = 0.1) -> MixTransformer:
     """MiT-B5, an ImageNet classifier; 81.4 M parameters without the last layer (Table 6)."""
     return _mit("b5", num_classes, in_chans, drop_path_rate)
 
 
 def segformer_b0(
-    *, num_classes: int = 150, in_chans: int = 3, drop_path_rate: float = 0.1, dropout: float = 0.1, early_fusion: bool = False
+    *, num_classes: int = 150, in_chans: int = 3, drop_path_rate: int | float = 0.1, dropout: int | float = 0.1, early_fusion: bool = False
 ) -> SegFormer:
     """SegFormer-B0 with ADE20K's 150 classes, 3.8 M parameters (Table 1a)."""
     return _segformer("b0", num_classes, in_chans, drop_path_rate, dropout, early_fusion)
 
 
 def segformer_b1(
-    *, num_classes: int = 150, in_chans: int = 3, drop_path_rate: float = 0.1, dropout: float = 0.1, early_fusion: bool = False
+    *, num_classes: int = 150, in_chans: int = 3, drop_path_rate: int | float = 0.1, dropout: int | float = 0.1, early_fusion: bool = False
 ) -> SegFormer:
     """SegFormer-B1 with ADE20K's 150 classes, 13.7 M parameters (Table 1a)."""
     return _segformer("b1", num_classes, in_chans, drop_path_rate, dropout, early_fusion)
 
 
 def segformer_b2(
-    *, num_classes: int = 150, in_chans: int = 3, drop_path_rate: float = 0.1, dropout: float = 0.1, early_fusion: bool = False
+    *, num_classes: int = 150, in_chans: int = 3, drop_path_rate: int | float = 0.1, dropout: int | float = 0.1, early_fusion: bool = False
 ) -> SegFormer:
     """SegFormer-B2 with ADE20K's 150 classes, 27.5 M parameters (Table 1a)."""
     return _segformer("b2", num_classes, in_chans, drop_path_rate, dropout, early_fusion)
 
 
 def segformer_b3(
-    *, num_classes: int = 150, in_chans: int = 3, drop_path_rate: float = 0.1, dropout: float = 0.1, early_fusion: bool = False
+    *, num_classes: int = 150, in_chans: int = 3, drop_path_rate: int | float = 0.1, dropout: int | float = 0.1, early_fusion: bool = False
 ) -> SegFormer:
     """SegFormer-B3 with ADE20K's 150 classes, 47.3 M parameters (Table 1a)."""
     return _segformer("b3", num_classes, in_chans, drop_path_rate, dropout, early_fusion)
 
 
 def segformer_b4(
-    *, num_classes: int = 150, in_chans: int = 3, drop_path_rate: float = 0.1, dropout: float = 0.1, early_fusion: bool = False
+    *, num_classes: int = 150, in_chans: int = 3, drop_path_rate: int | float = 0.1, dropout: int | float = 0.1, early_fusion: bool = False
 ) -> SegFormer:
     """SegFormer-B4 with ADE20K's 150 classes, 64.1 M parameters (Table 1a)."""
     return _segformer("b4", num_classes, in_chans, drop_path_rate, dropout, early_fusion)
 
 
 def segformer_b5(
-    *, num_classes: int = 150, in_chans: int = 3, drop_path_rate: float = 0.1, dropout: float = 0.1, early_fusion: bool = False
+    *, num_classes: int = 150, in_chans: int = 3, drop_path_rate: int | float = 0.1, dropout: int | float = 0.1, early_fusion: bool = False
 ) -> SegFormer:
     """SegFormer-B5 with ADE20K's 150 classes, 84.7 M parameters (Table 1a)."""
     return _segformer("b5", num_classes, in_chans, drop_path_rate, dropout, early_fusion)
