@@ -20,7 +20,7 @@ def test_the_same_generator_gives_the_same_scenes():
 
 def test_shapes_have_their_areas_and_extents():
     """One object of a known radius: a disc, bar and square all cover pi r^2, and are as long as they should be."""
-    images, labels = render_scenes(np.random.default_rng(0), 400, 120, objects=1, radius=(10, 10))
+    _, labels = render_scenes(np.random.default_rng(0), 400, 120, objects=1, radius=(10, 10))
     extents = {1: [], 2: [], 3: []}
     for label in labels:
         kind = label.max()

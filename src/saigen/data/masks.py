@@ -61,7 +61,9 @@ class Masks:
         if self.void:
             label = np.where(np.isin(label, self.void), IGNORE_LABEL, label)
         if self.size is not None and label.shape != self.size:
-            label = np.asarray(Image.fromarray(label.astype(np.uint8)).resize(self.size[::-1], Image.Resampling.NEAREST))
+            label = np.asarray(
+                Image.fromarray(label.astype(np.uint8)).resize(self.size[::-1], Image.Resampling.NEAREST)
+            )
         image, label = torch.from_numpy(image.copy()), torch.from_numpy(label.astype(np.uint8))
         return image.permute(2, 0, 1).contiguous(), label
 
@@ -88,9 +90,7 @@ class Masks:
         saturation are changed. What an image is too small for is filled with the mean colour and 255.
         """
         h, w = (size, size) if isinstance(size, int) else size
-        pairs = [
-            _crop(*self[int(i)], h, w, generator, scale, flip, largest_class, photometric) for i in indices
-        ]
+        pairs = [_crop(*self[int(i)], h, w, generator, scale, flip, largest_class, photometric) for i in indices]
         return torch.stack([image for image, _ in pairs]), torch.stack([label for _, label in pairs])
 
 
@@ -122,7 +122,9 @@ def load_masks(
         raise ValueError(f"{path} has no {part} part: expected {part}/images and {part}/labels in it")
     for folder in ("images", "labels"):
         if not (root / folder).is_dir():
-            raise ValueError(f"{root} has no folder {folder!r}: expected images and, of the same names, labels/NAME.png")
+            raise ValueError(
+                f"{root} has no folder {folder!r}: expected images and, of the same names, labels/NAME.png"
+            )
     images = sorted(file for file in (root / "images").iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
     if not images:
         raise ValueError(f"{root / 'images'} has no images ({', '.join(IMAGE_SUFFIXES)})")
@@ -166,7 +168,9 @@ def _read_indices(path: Path) -> np.ndarray:
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"cannot read the mask {path}: {error}") from error
     if image.mode not in ("L", "P", "1", "I", "I;16"):
-        raise ValueError(f"the mask {path} holds colours (mode {image.mode}), allowed are class numbers: grey levels or a palette")
+        raise ValueError(
+            f"the mask {path} holds colours (mode {image.mode}), allowed are class numbers: grey levels or a palette"
+        )
     return np.asarray(image).astype(np.int64)
 
 

@@ -18,13 +18,17 @@ def confusion_matrix(
             [0, 1]])
     """
     if predicted.shape != labels.shape:
-        raise ValueError(f"predicted has shape {tuple(predicted.shape)}, allowed is that of labels, {tuple(labels.shape)}")
+        raise ValueError(
+            f"predicted has shape {tuple(predicted.shape)}, allowed is that of labels, {tuple(labels.shape)}"
+        )
     counted = labels != ignore_label
     predicted, labels = predicted[counted].long(), labels[counted].long()
     for name, values in (("predicted", predicted), ("labels", labels)):
         if len(values) and (values.min() < 0 or values.max() >= num_classes):
             low, high = int(values.min()), int(values.max())
-            raise ValueError(f"{name} holds classes from {low} to {high}, allowed are 0 to {num_classes - 1} and {ignore_label}")
+            raise ValueError(
+                f"{name} holds classes from {low} to {high}, allowed are 0 to {num_classes - 1} and {ignore_label}"
+            )
     return torch.bincount(labels * num_classes + predicted, minlength=num_classes**2).view(num_classes, num_classes)
 
 

@@ -216,7 +216,11 @@ def test_loss_is_the_mean_over_labelled_pixels():
     labels[0, :5] = 255
     large = F.interpolate(logits, (8, 10), mode="bilinear", align_corners=False).log_softmax(1)
     terms = [
-        -large[b, labels[b, i, j], i, j] for b in range(2) for i in range(8) for j in range(10) if labels[b, i, j] != 255
+        -large[b, labels[b, i, j], i, j]
+        for b in range(2)
+        for i in range(8)
+        for j in range(10)
+        if labels[b, i, j] != 255
     ]
     torch.testing.assert_close(segmentation_loss(logits, labels), torch.stack(terms).mean())
     assert segmentation_loss(logits, torch.full((2, 8, 10), 255)) == 0
@@ -251,7 +255,10 @@ def test_official_layout_loads_and_stray_keys_go():
     model = stirred(small())
     state = model.state_dict()
     official = {f"module.{key}": value for key, value in state.items()}
-    official |= {"module.decode_head.conv_seg.weight": torch.rand(5, 128, 1, 1), "module.decode_head.conv_seg.bias": torch.rand(5)}
+    official |= {
+        "module.decode_head.conv_seg.weight": torch.rand(5, 128, 1, 1),
+        "module.decode_head.conv_seg.bias": torch.rand(5),
+    }
     converted = SegFormer.convert_state_dict(official)
     assert converted.keys() == state.keys() and all(torch.equal(converted[k], state[k]) for k in state)
     assert "decode_head.other" in SegFormer.convert_state_dict({"decode_head.other": torch.rand(1)})
@@ -259,7 +266,9 @@ def test_official_layout_loads_and_stray_keys_go():
 
 def test_encoder_checkpoints_load_into_classifier_and_segmenter():
     torch.manual_seed(0)
-    classifier = stirred(MixTransformer((8, 16, 24, 32), (1, 2, 1, 1), (1, 2, 3, 4), (4, 2, 2, 1), num_classes=7)).eval()
+    classifier = stirred(
+        MixTransformer((8, 16, 24, 32), (1, 2, 1, 1), (1, 2, 3, 4), (4, 2, 2, 1), num_classes=7)
+    ).eval()
     state = MixTransformer.convert_state_dict(classifier.state_dict())
     assert state.keys() == classifier.state_dict().keys() and "head.weight" in state
     segmenter = small()

@@ -13,7 +13,15 @@ from saigen import weights as checkpoints
 from saigen.data.images import IMAGE_SUFFIXES, decode
 from saigen.files import replacing
 from saigen.papers.dense import segformer as room
-from saigen.papers.dense.segformer.model import DECODER, DEPTHS, IMAGENET_MEAN, IMAGENET_STD, WIDTHS, SegFormer, aligned_size
+from saigen.papers.dense.segformer.model import (
+    DECODER,
+    DEPTHS,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    WIDTHS,
+    SegFormer,
+    aligned_size,
+)
 
 
 def apply(
@@ -39,13 +47,17 @@ def apply(
     photos = find_photos(inputs, out)
     model = load_segmenter(weights)
     if not 0 < model.num_classes <= 256:
-        raise ValueError(f"the checkpoint has {model.num_classes} classes, allowed are 1 to 256, as a PNG of class numbers holds")
+        raise ValueError(
+            f"the checkpoint has {model.num_classes} classes, allowed are 1 to 256, as a PNG of class numbers holds"
+        )
     colours = default_palette(model.num_classes) if palette is None else read_palette(palette, model.num_classes)
     try:
         model = model.eval().to(device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device is {device!r}, which is not to be had here: {str(error).splitlines()[0]}") from error
-    for photo in photos:  # all are read once before anything is written: a broken one must not leave half the work behind
+    for (
+        photo
+    ) in photos:  # all are read once before anything is written: a broken one must not leave half the work behind
         decode(photo, str(photo))
     for photo in photos:
         pixels = decode(photo, str(photo))
@@ -75,10 +87,14 @@ def find_photos(inputs: list[Path], out: Path) -> list[Path]:
     written: dict[str, Path] = {}
     for photo in photos:
         if photo.parent.resolve() == out.resolve():
-            raise ValueError(f"out is {out}, the folder of {photo.name} itself: give another, so that no photo is overwritten")
+            raise ValueError(
+                f"out is {out}, the folder of {photo.name} itself: give another, so that no photo is overwritten"
+            )
         for name in (photo.stem, f"{photo.stem}_overlay"):
             if name in written:
-                raise ValueError(f"{written[name]} and {photo} would both be written to {name}.png: apply them to different folders")
+                raise ValueError(
+                    f"{written[name]} and {photo} would both be written to {name}.png: apply them to different folders"
+                )
             written[name] = photo
     return photos
 
@@ -89,13 +105,21 @@ def load_segmenter(source: str) -> SegFormer:
     predicted = state.get("decode_head.linear_pred.weight")
     first = state.get("backbone.patch_embed1.proj.weight")
     if predicted is None or first is None:
-        raise ValueError(f"weights is {source!r}, which is no SegFormer with a decoder: it has no decode_head.linear_pred")
-    depths = tuple(len({key.split(".")[2] for key in state if key.startswith(f"backbone.block{i}.")}) for i in range(1, 5))
+        raise ValueError(
+            f"weights is {source!r}, which is no SegFormer with a decoder: it has no decode_head.linear_pred"
+        )
+    depths = tuple(
+        len({key.split(".")[2] for key in state if key.startswith(f"backbone.block{i}.")}) for i in range(1, 5)
+    )
     found = (first.shape[0], depths, predicted.shape[1])
     size = next((b for b in WIDTHS if (WIDTHS[b][0], DEPTHS[b], DECODER[b]) == found), None)
     if size is None:
-        raise ValueError(f"weights is {source!r}, a SegFormer of depths {depths} and {first.shape[0]} channels, allowed are B0 to B5")
-    model = getattr(room, f"segformer_{size}")(num_classes=predicted.shape[0], in_chans=first.shape[1], early_fusion=True)
+        raise ValueError(
+            f"weights is {source!r}, a SegFormer of depths {depths} and {first.shape[0]} channels, allowed are B0 to B5"
+        )
+    model = getattr(room, f"segformer_{size}")(
+        num_classes=predicted.shape[0], in_chans=first.shape[1], early_fusion=True
+    )
     if model.backbone.in_chans != 3:
         raise ValueError(f"weights is {source!r}, for images of {first.shape[1]} channels, allowed is 3")
     return checkpoints.load(model, state)
@@ -116,7 +140,10 @@ def segment(model: SegFormer, pixels: np.ndarray, size: int = 512, sliding: bool
 
 def default_palette(count: int) -> np.ndarray:
     """``count`` colours, ``(count, 3)`` uint8: hues a golden ratio apart, so that neighbouring numbers differ."""
-    colours = [colorsys.hsv_to_rgb(i * 0.618034 % 1, 0.85 - 0.35 * (i // 4 % 2), 0.95 - 0.3 * (i // 2 % 2)) for i in range(count)]
+    colours = [
+        colorsys.hsv_to_rgb(i * 0.618034 % 1, 0.85 - 0.35 * (i // 4 % 2), 0.95 - 0.3 * (i // 2 % 2))
+        for i in range(count)
+    ]
     return (np.array(colours) * 255).round().astype(np.uint8)
 
 
@@ -132,6 +159,8 @@ def read_palette(path: Path, count: int) -> np.ndarray:
     for number, line in enumerate(lines[:count], start=1):
         values = line.replace(",", " ").split()[:3]
         if len(values) < 3 or not all(value.isdecimal() and int(value) <= 255 for value in values):
-            raise ValueError(f"line {number} of the palette {path} is {line!r}, allowed are three numbers from 0 to 255")
+            raise ValueError(
+                f"line {number} of the palette {path} is {line!r}, allowed are three numbers from 0 to 255"
+            )
         colours.append([int(value) for value in values])
     return np.array(colours, np.uint8)

@@ -14,7 +14,6 @@ from saigen.measure.segmentation import confusion_matrix, mean_iou
 from saigen.papers.dense.segformer import (
     MixTransformer,
     SegFormer,
-    aligned_size,
     param_groups,
     poly_schedule,
     segformer_b4,
@@ -56,7 +55,9 @@ B4 = dict(widths=WIDTHS["b4"], depths=DEPTHS["b4"], heads=(1, 2, 5, 8), reductio
 RECIPE = dict(lr=6e-5, warmup=1500, head_factor=10.0, drop_path=0.1, dropout=0.1, scale=(0.5, 2.0), photometric=True)
 SIZES = {
     "tiny": Size(**MICRO, crop=64, stride=48, steps=4, batch=4, lr=3e-3, warmup=1, train_scenes=8, test_scenes=2),
-    "laptop": Size(**MICRO, crop=64, stride=48, steps=800, batch=16, lr=3e-3, warmup=20, train_scenes=400, test_scenes=48),
+    "laptop": Size(
+        **MICRO, crop=64, stride=48, steps=800, batch=16, lr=3e-3, warmup=20, train_scenes=400, test_scenes=48
+    ),
     "real": Size(**B0, crop=96, stride=72, steps=600, batch=8, lr=1e-3, warmup=50, scale=(0.75, 1.5)),
     "full": Size(**B0, crop=768, stride=512, steps=160_000, batch=8, **RECIPE),
 }
@@ -132,7 +133,9 @@ def _scenes(trial: Trial, size: Size) -> Task:
 
 def _folder(trial: Trial, size: Size) -> Task:
     if trial.data_path is None:
-        raise ValueError(f"scale {trial.scale!r} needs data of yours: give --data PATH, with {{train,test}}/{{images,labels}}")
+        raise ValueError(
+            f"scale {trial.scale!r} needs data of yours: give --data PATH, with {{train,test}}/{{images,labels}}"
+        )
     train = load_masks(trial.data_path, part="train")
     classes = len(train.classes)
     test = load_masks(trial.data_path, part="test", num_classes=classes)
@@ -190,7 +193,9 @@ def _imagenet(trial: Trial, path: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     if not path.is_file():
-        raise ValueError(f"scale {trial.scale!r} starts from ImageNet weights: put {path.name} (nvidia/mit-b4) into {path.parent}")
+        raise ValueError(
+            f"scale {trial.scale!r} starts from ImageNet weights: put {path.name} (nvidia/mit-b4) into {path.parent}"
+        )
     state = MixTransformer.convert_state_dict(load_file(path))
     return {key: value for key, value in state.items() if not key.startswith("head.")}
 

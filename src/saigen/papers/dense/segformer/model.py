@@ -113,7 +113,14 @@ class Block(nn.Module):
     """x += Attention(LN(x)), x += MixFFN(LN(x)), each with stochastic depth."""
 
     def __init__(
-        self, dim: int, num_heads: int, sr_ratio: int, mlp_ratio: int | float, drop_path: int | float, mix: bool, eps: float
+        self,
+        dim: int,
+        num_heads: int,
+        sr_ratio: int,
+        mlp_ratio: int | float,
+        drop_path: int | float,
+        mix: bool,
+        eps: float,
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=eps)
@@ -164,20 +171,33 @@ class MixTransformer(nn.Module):
         norm_eps: float = 1e-6,
     ) -> None:
         super().__init__()
-        stages = {"embed_dims": embed_dims, "depths": depths, "num_heads": num_heads, "sr_ratios": sr_ratios, "mlp_ratios": mlp_ratios}
+        stages = {
+            "embed_dims": embed_dims,
+            "depths": depths,
+            "num_heads": num_heads,
+            "sr_ratios": sr_ratios,
+            "mlp_ratios": mlp_ratios,
+        }
         for name, values in stages.items():
             if len(values) != 4 or min(values) <= 0:
                 raise ValueError(f"{name} is {tuple(values)}, allowed are four positive numbers, one a stage")
         for dim, heads in zip(embed_dims, num_heads, strict=True):
             if dim % heads:
-                raise ValueError(f"num_heads is {tuple(num_heads)}, allowed are numbers that divide embed_dims {tuple(embed_dims)}")
+                raise ValueError(
+                    f"num_heads is {tuple(num_heads)}, allowed are numbers that divide embed_dims {tuple(embed_dims)}"
+                )
         if num_classes < 0:
             raise ValueError(f"num_classes is {num_classes}, allowed is 0 (no classifier) or more")
         if in_chans < 1:
             raise ValueError(f"in_chans is {in_chans}, allowed is 1 or more")
         if not 0 <= drop_path_rate < 1:
             raise ValueError(f"drop_path_rate is {drop_path_rate}, allowed is 0 <= drop_path_rate < 1")
-        self.embed_dims, self.num_classes, self.in_chans, self.num_features = tuple(embed_dims), num_classes, in_chans, embed_dims[-1]
+        self.embed_dims, self.num_classes, self.in_chans, self.num_features = (
+            tuple(embed_dims),
+            num_classes,
+            in_chans,
+            embed_dims[-1],
+        )
         # A stage of stride s sees ceil(side / s) tokens, of which the reduction must leave at least one.
         self.min_size = max(4 * 2**i * (r - 1) + 1 for i, r in enumerate(sr_ratios))
         self.default_cfg = {
@@ -191,7 +211,9 @@ class MixTransformer(nn.Module):
         done, total = 0, sum(depths)
         for i in range(4):
             dim = embed_dims[i]
-            embed = OverlapPatchEmbed(in_chans, dim, 7, 4) if i == 0 else OverlapPatchEmbed(embed_dims[i - 1], dim, 3, 2)
+            embed = (
+                OverlapPatchEmbed(in_chans, dim, 7, 4) if i == 0 else OverlapPatchEmbed(embed_dims[i - 1], dim, 3, 2)
+            )
             # Stochastic depth grows linearly over all blocks, from 0 to drop_path_rate.
             rates = [drop_path_rate * (done + j) / max(1, total - 1) for j in range(depths[i])]
             done += depths[i]
@@ -214,7 +236,9 @@ class MixTransformer(nn.Module):
         if x.shape[1] != self.in_chans:
             raise ValueError(f"x has {x.shape[1]} channels, allowed is in_chans = {self.in_chans}")
         if min(x.shape[2:]) < self.min_size:
-            raise ValueError(f"x is an image of {x.shape[2]}x{x.shape[3]} pixels, allowed are sides of {self.min_size} or more")
+            raise ValueError(
+                f"x is an image of {x.shape[2]}x{x.shape[3]} pixels, allowed are sides of {self.min_size} or more"
+            )
         maps = []
         for i in range(1, 5):
             x, h, w = getattr(self, f"patch_embed{i}")(x)
@@ -291,7 +315,9 @@ class SegFormerHead(nn.Module):
     linear and act on different axes, so the result is the same up to rounding, for a fraction of the work.
     """
 
-    def __init__(self, in_dims: Sequence[int], dim: int, num_classes: int, dropout: int | float, early_fusion: bool) -> None:
+    def __init__(
+        self, in_dims: Sequence[int], dim: int, num_classes: int, dropout: int | float, early_fusion: bool
+    ) -> None:
         super().__init__()
         self.early_fusion = early_fusion
         for i, in_dim in enumerate(in_dims, start=1):
@@ -349,7 +375,12 @@ class SegFormer(nn.Module):
         self.num_classes, self.num_features = num_classes, decoder_channels
         self.backbone = backbone
         self.decode_head = SegFormerHead(backbone.embed_dims, decoder_channels, num_classes, dropout, early_fusion)
-        self.default_cfg = {**backbone.default_cfg, "input_size": (backbone.in_chans, 512, 512), "interpolation": "bilinear", "crop_pct": 1.0}
+        self.default_cfg = {
+            **backbone.default_cfg,
+            "input_size": (backbone.in_chans, 512, 512),
+            "interpolation": "bilinear",
+            "crop_pct": 1.0,
+        }
         self.decode_head.apply(_init_weights)
         if num_classes:
             nn.init.normal_(self.decode_head.linear_pred.weight, std=0.01)
@@ -358,7 +389,9 @@ class SegFormer(nn.Module):
         """The encoder's four maps."""
         return self.backbone.features(x)
 
-    def forward_head(self, maps: Sequence[Float[Tensor, "b _ _ _"]], pre_logits: bool = False) -> Float[Tensor, "b k h w"]:
+    def forward_head(
+        self, maps: Sequence[Float[Tensor, "b _ _ _"]], pre_logits: bool = False
+    ) -> Float[Tensor, "b k h w"]:
         """The decoder on the four maps; ``pre_logits`` leaves it at the fused map."""
         return self.decode_head.fuse(maps) if pre_logits else self.decode_head(maps)
 
@@ -428,7 +461,8 @@ def sliding_window_logits(
     size = x.shape[2:]
     crops = [min(c, side) for c, side in zip(crops, size, strict=True)]
     tops, lefts = (
-        sorted({min(i, side - c) for i in range(0, side - c + s, s)}) for c, s, side in zip(crops, strides, size, strict=True)
+        sorted({min(i, side - c) for i in range(0, side - c + s, s)})
+        for c, s, side in zip(crops, strides, size, strict=True)
     )
     total, count = None, x.new_zeros(1, 1, *size)
     for top in tops:
@@ -441,7 +475,9 @@ def sliding_window_logits(
     return total / count
 
 
-def aligned_size(height: int, width: int, *, short_side: int = 512, long_side: int = 2048, divisor: int = 32) -> tuple[int, int]:
+def aligned_size(
+    height: int, width: int, *, short_side: int = 512, long_side: int = 2048, divisor: int = 32
+) -> tuple[int, int]:
     """The size at which an image is looked at whole: AlignedResize, as ``(height, width)``.
 
     The aspect ratio is kept, the short side becomes ``short_side`` unless the long one would pass ``long_side``, and both
@@ -451,7 +487,9 @@ def aligned_size(height: int, width: int, *, short_side: int = 512, long_side: i
     ((704, 512), (512, 704))
     """
     if min(height, width, short_side, long_side, divisor) < 1:
-        raise ValueError(f"height, width, short_side, long_side, divisor are {height, width, short_side, long_side, divisor}, allowed is 1 or more")
+        raise ValueError(
+            f"height, width, short_side, long_side, divisor are {height, width, short_side, long_side, divisor}, allowed is 1 or more"
+        )
     scale = min(short_side / min(height, width), long_side / max(height, width))
     return tuple(math.ceil(int(side * scale + 0.5) / divisor) * divisor for side in (height, width))
 
@@ -464,7 +502,9 @@ def segmentation_loss(
     Pixels of ``ignore_label`` do not count; a batch without any labelled pixel gives 0.
     """
     if logits.ndim != 4 or labels.ndim != 3 or len(logits) != len(labels):
-        raise ValueError(f"labels has shape {tuple(labels.shape)}, allowed is (b, h, w) for logits of {tuple(logits.shape)}")
+        raise ValueError(
+            f"labels has shape {tuple(labels.shape)}, allowed is (b, h, w) for logits of {tuple(logits.shape)}"
+        )
     labels = labels.long()
     losses = F.cross_entropy(_resize(logits, labels.shape[1:]), labels, ignore_index=ignore_label, reduction="sum")
     return losses / (labels != ignore_label).sum().clamp(min=1)
@@ -481,7 +521,9 @@ class SegmentationLoss(nn.Module):
         return segmentation_loss(logits, labels, self.ignore_label)
 
 
-def param_groups(model: nn.Module, lr: float = 6e-5, weight_decay: int | float = 0.01, head_factor: int | float = 10) -> list[dict]:
+def param_groups(
+    model: nn.Module, lr: float = 6e-5, weight_decay: int | float = 0.01, head_factor: int | float = 10
+) -> list[dict]:
     """The recipe's parameter groups for AdamW: the decoder learns ``head_factor`` times as fast, norms do not decay.
 
     As in the official recipe a norm is what has ``norm`` in its name, so the decoder's batch norm and all biases decay;
@@ -497,7 +539,9 @@ def param_groups(model: nn.Module, lr: float = 6e-5, weight_decay: int | float =
     ]
 
 
-def poly_schedule(warmup: int = 1500, warmup_ratio: int | float = 1e-6, power: int | float = 1) -> Callable[[int, int], float]:
+def poly_schedule(
+    warmup: int = 1500, warmup_ratio: int | float = 1e-6, power: int | float = 1
+) -> Callable[[int, int], float]:
     """The recipe's factor on the learning rate, ``factor(step, total)``: (1 - step / total)^power, warmed up linearly.
 
     >>> factor = poly_schedule()
@@ -574,10 +618,14 @@ def _official_layout(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _mit(size: str, num_classes: int, in_chans: int, drop_path_rate: int | float) -> MixTransformer:
-    return MixTransformer(WIDTHS[size], DEPTHS[size], num_classes=num_classes, in_chans=in_chans, drop_path_rate=drop_path_rate)
+    return MixTransformer(
+        WIDTHS[size], DEPTHS[size], num_classes=num_classes, in_chans=in_chans, drop_path_rate=drop_path_rate
+    )
 
 
-def _segformer(size: str, num_classes: int, in_chans: int, drop_path_rate: int | float, dropout: int | float, early_fusion: bool) -> SegFormer:
+def _segformer(
+    size: str, num_classes: int, in_chans: int, drop_path_rate: int | float, dropout: int | float, early_fusion: bool
+) -> SegFormer:
     backbone = _mit(size, 0, in_chans, drop_path_rate)
     model = SegFormer(backbone, num_classes, DECODER[size], dropout=dropout, early_fusion=early_fusion)
     if size == "b5":  # B5 is trained and tested at 640 pixels on ADE20K
@@ -616,42 +664,72 @@ def mit_b5(*, num_classes: int = 1000, in_chans: int = 3, drop_path_rate: int | 
 
 
 def segformer_b0(
-    *, num_classes: int = 150, in_chans: int = 3, drop_path_rate: int | float = 0.1, dropout: int | float = 0.1, early_fusion: bool = False
+    *,
+    num_classes: int = 150,
+    in_chans: int = 3,
+    drop_path_rate: int | float = 0.1,
+    dropout: int | float = 0.1,
+    early_fusion: bool = False,
 ) -> SegFormer:
     """SegFormer-B0 with ADE20K's 150 classes, 3.8 M parameters (Table 1a)."""
     return _segformer("b0", num_classes, in_chans, drop_path_rate, dropout, early_fusion)
 
 
 def segformer_b1(
-    *, num_classes: int = 150, in_chans: int = 3, drop_path_rate: int | float = 0.1, dropout: int | float = 0.1, early_fusion: bool = False
+    *,
+    num_classes: int = 150,
+    in_chans: int = 3,
+    drop_path_rate: int | float = 0.1,
+    dropout: int | float = 0.1,
+    early_fusion: bool = False,
 ) -> SegFormer:
     """SegFormer-B1 with ADE20K's 150 classes, 13.7 M parameters (Table 1a)."""
     return _segformer("b1", num_classes, in_chans, drop_path_rate, dropout, early_fusion)
 
 
 def segformer_b2(
-    *, num_classes: int = 150, in_chans: int = 3, drop_path_rate: int | float = 0.1, dropout: int | float = 0.1, early_fusion: bool = False
+    *,
+    num_classes: int = 150,
+    in_chans: int = 3,
+    drop_path_rate: int | float = 0.1,
+    dropout: int | float = 0.1,
+    early_fusion: bool = False,
 ) -> SegFormer:
     """SegFormer-B2 with ADE20K's 150 classes, 27.5 M parameters (Table 1a)."""
     return _segformer("b2", num_classes, in_chans, drop_path_rate, dropout, early_fusion)
 
 
 def segformer_b3(
-    *, num_classes: int = 150, in_chans: int = 3, drop_path_rate: int | float = 0.1, dropout: int | float = 0.1, early_fusion: bool = False
+    *,
+    num_classes: int = 150,
+    in_chans: int = 3,
+    drop_path_rate: int | float = 0.1,
+    dropout: int | float = 0.1,
+    early_fusion: bool = False,
 ) -> SegFormer:
     """SegFormer-B3 with ADE20K's 150 classes, 47.3 M parameters (Table 1a)."""
     return _segformer("b3", num_classes, in_chans, drop_path_rate, dropout, early_fusion)
 
 
 def segformer_b4(
-    *, num_classes: int = 150, in_chans: int = 3, drop_path_rate: int | float = 0.1, dropout: int | float = 0.1, early_fusion: bool = False
+    *,
+    num_classes: int = 150,
+    in_chans: int = 3,
+    drop_path_rate: int | float = 0.1,
+    dropout: int | float = 0.1,
+    early_fusion: bool = False,
 ) -> SegFormer:
     """SegFormer-B4 with ADE20K's 150 classes, 64.1 M parameters (Table 1a)."""
     return _segformer("b4", num_classes, in_chans, drop_path_rate, dropout, early_fusion)
 
 
 def segformer_b5(
-    *, num_classes: int = 150, in_chans: int = 3, drop_path_rate: int | float = 0.1, dropout: int | float = 0.1, early_fusion: bool = False
+    *,
+    num_classes: int = 150,
+    in_chans: int = 3,
+    drop_path_rate: int | float = 0.1,
+    dropout: int | float = 0.1,
+    early_fusion: bool = False,
 ) -> SegFormer:
     """SegFormer-B5 with ADE20K's 150 classes, 84.7 M parameters (Table 1a)."""
     return _segformer("b5", num_classes, in_chans, drop_path_rate, dropout, early_fusion)
