@@ -58,7 +58,7 @@ def test_decodes_only_when_asked(folder):
     (folder / "train" / "images" / "2.jpg").write_bytes(b"no image")
     masks = load_masks(folder)
     assert masks[0]
-    with pytest.raises(ValueError, match="cannot read the image .*2.jpg"):
+    with pytest.raises(ValueError, match=r"cannot read the image .*2\.jpg"):
         masks[2]
 
 

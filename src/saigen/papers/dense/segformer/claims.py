@@ -49,10 +49,26 @@ class Size:
     scene: int = 160  # side of a scene
 
 
-MICRO = dict(widths=(16, 32, 64, 96), depths=(1, 1, 1, 1), heads=(1, 2, 2, 4), reductions=(4, 2, 1, 1), decoder=64)
-B0 = dict(widths=WIDTHS["b0"], depths=DEPTHS["b0"], heads=(1, 2, 5, 8), reductions=(8, 4, 2, 1), decoder=DECODER["b0"])
-B4 = dict(widths=WIDTHS["b4"], depths=DEPTHS["b4"], heads=(1, 2, 5, 8), reductions=(8, 4, 2, 1), decoder=DECODER["b4"])
-RECIPE = dict(lr=6e-5, warmup=1500, head_factor=10.0, drop_path=0.1, dropout=0.1, scale=(0.5, 2.0), photometric=True)
+MICRO = {
+    "widths": (16, 32, 64, 96),
+    "depths": (1, 1, 1, 1),
+    "heads": (1, 2, 2, 4),
+    "reductions": (4, 2, 1, 1),
+    "decoder": 64,
+}
+B0, B4 = (
+    {"widths": WIDTHS[b], "depths": DEPTHS[b], "heads": (1, 2, 5, 8), "reductions": (8, 4, 2, 1), "decoder": DECODER[b]}
+    for b in ("b0", "b4")
+)
+RECIPE = {
+    "lr": 6e-5,
+    "warmup": 1500,
+    "head_factor": 10.0,
+    "drop_path": 0.1,
+    "dropout": 0.1,
+    "scale": (0.5, 2.0),
+    "photometric": True,
+}
 SIZES = {
     "tiny": Size(**MICRO, crop=64, stride=48, steps=4, batch=4, lr=3e-3, warmup=1, train_scenes=8, test_scenes=2),
     "laptop": Size(

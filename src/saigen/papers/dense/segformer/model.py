@@ -6,7 +6,6 @@ between attention, linear layers and convolutions copies nothing.
 """
 
 import math
-import re
 from collections.abc import Callable, Sequence
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from saigen.nn.drop_path import DropPath
+from saigen.papers.dense.segformer.layouts import official_layout
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -281,7 +281,7 @@ class MixTransformer(nn.Module):
     @staticmethod
     def convert_state_dict(state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Ours from the official or the Transformers layout, of a classifier or of a segmenter's encoder."""
-        state = {key.removeprefix("backbone."): value for key, value in _official_layout(state).items()}
+        state = {key.removeprefix("backbone."): value for key, value in official_layout(state).items()}
         return {key: value for key, value in state.items() if not key.startswith("decode_head.")}
 
 
@@ -437,7 +437,7 @@ class SegFormer(nn.Module):
         The official checkpoints carry a ``decode_head.conv_seg`` that nothing uses; it is dropped. To start from an
         ImageNet encoder, load it into ``model.backbone`` through ``MixTransformer.convert_state_dict``.
         """
-        state = _official_layout(state)
+        state = official_layout(state)
         return {key: value for key, value in state.items() if not key.startswith("decode_head.conv_seg.")}
 
 
@@ -571,50 +571,6 @@ def _init_weights(module: nn.Module) -> None:
         nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
         if module.bias is not None:
             nn.init.zeros_(module.bias)
-
-
-# Transformers renamed its modules in version 5 but still writes the older names to files; both are read.
-_RENAMES = [
-    (r"^module\.", ""),
-    (r"^segformer\.", "backbone."),
-    (r"^(backbone\.|)encoder\.", r"\1"),
-    (r"^(backbone\.|)(?:patch_embeddings\.(\d)|stages\.(\d)\.patch_embeddings)\.", r"\1patch_embed<\2\3>."),
-    (r"^(backbone\.|)(?:block\.(\d)|stages\.(\d)\.blocks)\.(\d+)\.", r"\1block<\2\3>.\4."),
-    (r"^(backbone\.|)(?:layer_norm\.(\d)|stages\.(\d)\.layer_norm)\.", r"\1norm<\2\3>."),
-    (r"(patch_embed<\d>)\.layer_norm\.", r"\1.norm."),
-    (r"\.(?:layer_norm_1|layernorm_before)\.", ".norm1."),
-    (r"\.(?:layer_norm_2|layernorm_after)\.", ".norm2."),
-    (r"\.attention\.(?:self\.query|q_proj)\.", ".attn.q."),
-    (r"\.attention\.(?:self\.key|k_proj)\.", ".attn.k."),
-    (r"\.attention\.(?:self\.value|v_proj)\.", ".attn.v."),
-    (r"\.attention\.(?:output\.dense|o_proj)\.", ".attn.proj."),
-    (r"\.attention\.(?:self\.sr|sequence_reduction\.sequence_reduction)\.", ".attn.sr."),
-    (r"\.attention\.(?:self|sequence_reduction)\.layer_norm\.", ".attn.norm."),
-    (r"\.mlp\.dense(\d)\.", r".mlp.fc\1."),
-    (r"^decode_head\.(?:linear_c|linear_projections)\.(\d)\.", r"decode_head.linear_c<\1>."),
-    (r"^decode_head\.linear_fuse\.weight$", "decode_head.linear_fuse.conv.weight"),
-    (r"^decode_head\.batch_norm\.", "decode_head.linear_fuse.bn."),
-    (r"^decode_head\.classifier\.", "decode_head.linear_pred."),
-    (r"^classifier\.", "head."),
-    (r"<(\d)>", lambda match: str(int(match[1]) + 1)),  # stages count from 0 there, from 1 here
-]
-
-
-def _official_layout(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The keys renamed to the official layout, keys and values of the attention joined; unknown keys stay."""
-    renamed = {}
-    for key, value in state.items():
-        for pattern, replacement in _RENAMES:
-            key = re.sub(pattern, replacement, key)
-        renamed[key] = value
-    joined = {}
-    for key, value in renamed.items():
-        partner = key.replace(".attn.k.", ".attn.v.")
-        if ".attn.k." in key and partner in renamed:
-            joined[key.replace(".attn.k.", ".attn.kv.")] = torch.cat([value, renamed[partner]])
-        elif not (".attn.v." in key and key.replace(".attn.v.", ".attn.k.") in renamed):
-            joined[key] = value
-    return joined
 
 
 def _mit(size: str, num_classes: int, in_chans: int, drop_path_rate: int | float) -> MixTransformer:
