@@ -93,7 +93,7 @@ def to_levels(x: Num[Tensor, "..."]) -> UInt8[Tensor, "..."]:
 
 def from_levels(levels: UInt8[Tensor, "..."], dtype: torch.dtype = torch.float32) -> Num[Tensor, "..."]:
     """Levels as images of ``dtype``: divided by 255, or as they are for uint8."""
-    return levels if dtype == torch.uint8 else (levels.float() / 255).to(dtype)
+    return levels if dtype == torch.uint8 else levels.float().div_(255).to(dtype)
 
 
 def _images(x: Tensor) -> Tensor:
@@ -150,7 +150,7 @@ def solarize(x: Num[Tensor, "*n c h w"], threshold: Argument) -> Num[Tensor, "*n
     levels = _images(x)
     threshold = _per_sample(threshold, x).ceil().clamp(0, 256).to(torch.int16).to(levels.device)
     # 255 - level is level XOR 255; the mask is 255 where the level is to be inverted.
-    return _like(levels ^ (levels >= threshold).to(torch.uint8).mul_(255), x)
+    return _like((levels >= threshold).view(torch.uint8).mul_(255).bitwise_xor_(levels), x)
 
 
 def solarize_add(x: Num[Tensor, "*n c h w"], addition: Argument, *, threshold: int = 128) -> Num[Tensor, "*n c h w"]:
@@ -203,15 +203,14 @@ def luma(x: Num[Tensor, "*n c h w"], *, arithmetic: Arithmetic = "pillow") -> Fl
         return levels.float()
     if levels.shape[1] != 3:
         raise ValueError(f"images have {levels.shape[1]} channels, allowed are 1 (grey) and 3 (RGB) for Color and Contrast")
+    red, green, blue = (levels[:, i : i + 1].float() for i in range(3))
     if arithmetic == "pillow":
         # Pillow's fixed point; every sum stays below 2^24, so float32 is exact.
-        weights, rounding, unit = (19595.0, 38470.0, 7471.0), 32768.0, 1 / 65536
-    else:
-        # rgb_to_grayscale goes through floats in [0, 1], and back by the truncation of 255.5 x.
-        weights, rounding, unit = tuple(weight / 255 for weight in (0.2989, 0.587, 0.114)), 0.0, 255.5
-    red, green, blue = (levels[:, i : i + 1].float() for i in range(3))
-    grey = red.mul_(weights[0]).add_(green.mul_(weights[1])).add_(blue.mul_(weights[2]))
-    return grey.add_(rounding).mul_(unit).floor_()
+        grey = red.mul_(19595).add_(green.mul_(38470)).add_(blue.mul_(7471))
+        return grey.add_(32768).mul_(1 / 65536).floor_()
+    # rgb_to_grayscale goes to floats in [0, 1], and back by the truncation of 255.5 x.
+    red, green, blue = (channel.mul_(1 / 255) for channel in (red, green, blue))
+    return red.mul_(0.2989).add_(green.mul_(0.587)).add_(blue.mul_(0.114)).mul_(255.5).floor_()
 
 
 def color(x: Num[Tensor, "*n c h w"], factor: Argument, *, arithmetic: Arithmetic = "pillow") -> Num[Tensor, "*n c h w"]:
@@ -276,28 +275,29 @@ def affine(
         raise ValueError(f"matrix has {len(matrix)} rows, allowed are {n}, one a sample")
     if arithmetic == "pillow":
         # Pillow moves whole rows and columns where there is neither shear nor rotation, and rounds the offset alone.
-        matrix = matrix.double().cpu()
-        matrix[:, 2] += 0.5 * (matrix[:, 0] + matrix[:, 1])
-        matrix[:, 5] += 0.5 * (matrix[:, 3] + matrix[:, 4])
-        still = (matrix[:, 1] == 0) & (matrix[:, 3] == 0)
-        matrix[still] = matrix[still].where(torch.tensor([True, True, False] * 2), matrix[still].floor() + 0.5)
+        rows = []
+        for a, b, c_, d, e, f in matrix.tolist():
+            c_, f = c_ + 0.5 * (a + b), f + 0.5 * (d + e)
+            c_, f = (math.floor(c_) + 0.5, math.floor(f) + 0.5) if b == d == 0.0 else (c_, f)
+            rows.append([math.floor(number * 65536 + 0.5) for number in (a, b, c_, d, e, f)])
         dtype = torch.int32 if max(h, w) < 8192 else torch.int64
         row, column = torch.arange(h, dtype=dtype, device=x.device), torch.arange(w, dtype=dtype, device=x.device)
-        a, b, c_, d, e, f = (matrix * 65536 + 0.5).floor().to(dtype).to(x.device).view(n, 6, 1, 1).unbind(1)
-        source_x = ((column * a) + (row[:, None] * b + c_)).bitwise_right_shift_(16)
-        source_y = ((column * d) + (row[:, None] * e + f)).bitwise_right_shift_(16)
+        a, b, c_, d, e, f = torch.tensor(rows, dtype=dtype).to(x.device).view(n, 6, 1, 1).unbind(1)
+        source_x = (column * a + (row[:, None] * b + c_)).bitwise_right_shift_(16)
+        source_y = (column * d + (row[:, None] * e + f)).bitwise_right_shift_(16)
     else:
         row, column = torch.arange(h, device=x.device).float(), torch.arange(w, device=x.device).float()
         a, b, c_, d, e, f = matrix.float().to(x.device).view(n, 6, 1, 1).unbind(1)
         source_x, source_y = _round_half_away(a * column + b * row[:, None] + c_), _round_half_away(d * column + e * row[:, None] + f)
-    outside = (source_x < 0).logical_or_(source_x >= w).logical_or_(source_y < 0).logical_or_(source_y >= h)
+    # The sign bit of any of the four is set where the pixel lies outside; shifted down it is a mask of ones.
+    outside = (source_x | (w - 1 - source_x)).bitwise_or_(source_y).bitwise_or_(h - 1 - source_y)
+    outside.bitwise_right_shift_(31 if outside.dtype == torch.int32 else 63)
     # One more pixel at the end of every plane holds the fill; what lies outside looks there.
     padded = torch.empty(n, c, h * w + 1, dtype=torch.uint8, device=x.device)
     padded[..., :-1] = levels.flatten(2)
     padded[..., -1] = _fill_levels(fill, c).to(x.device)
-    place = source_y.mul_(w).add_(source_x).masked_fill_(outside, h * w).flatten(1)
-    if padded.numel() < 2**31:
-        place = place.int()
+    place = source_y.mul_(w).add_(source_x).bitwise_and_(~outside).bitwise_or_(outside & (h * w)).flatten(1)
+    place = place.to(torch.int32 if padded.numel() < 2**31 else torch.int64)
     planes = torch.arange(0, n * c * (h * w + 1), h * w + 1, dtype=place.dtype, device=x.device).view(n, c, 1)
     return _like(padded.flatten().index_select(0, (place[:, None] + planes).flatten()), x)
 
@@ -314,57 +314,66 @@ def _fill_levels(fill: Fill, channels: int) -> Tensor:
     return torch.tensor(values).round().to(torch.uint8).expand(channels)
 
 
-def _affine(x: Tensor, columns: Sequence[Argument], fill: Fill, arithmetic: Arithmetic) -> Tensor:
-    rows = torch.stack([_per_sample(column, x, torch.float64).flatten() for column in columns], -1)
-    return affine(x, rows, fill=fill, arithmetic=arithmetic)
+def geometry_matrix(name: str, argument: float, h: int, w: int, arithmetic: Arithmetic = "pillow") -> tuple[float, ...]:
+    """The six numbers of ``affine`` for one of ``GEOMETRIC`` on an image of ``h`` by ``w`` pixels."""
+    match name:
+        case "ShearX":
+            return 1.0, argument, 0.0, 0.0, 1.0, 0.0
+        case "ShearY":
+            return 1.0, 0.0, 0.0, argument, 1.0, 0.0
+        case "TranslateX":
+            return 1.0, 0.0, argument, 0.0, 1.0, 0.0
+        case "TranslateY":
+            return 1.0, 0.0, 0.0, 0.0, 1.0, argument
+        case "Rotate":
+            radians = math.radians(argument % 360.0)
+            # Fifteen digits, as Pillow has it, so that right angles are exact; and the centre in its or TensorFlow's pixels.
+            cos, sin = round(math.cos(radians), 15), round(math.sin(radians), 15)
+            x, y = (w / 2, h / 2) if arithmetic == "pillow" else ((w - 1) / 2, (h - 1) / 2)
+            return cos, -sin, x - cos * x + sin * y, sin, cos, y - sin * x - cos * y
+    raise ValueError(f"name is {name!r}, allowed are {', '.join(GEOMETRIC)}")
+
+
+def _geometry(name: str, x: Tensor, argument: Argument, fill: Fill, arithmetic: Arithmetic) -> Tensor:
+    h, w = x.shape[-2:]
+    arguments = _per_sample(argument, x, torch.float64).flatten().tolist()
+    matrix = torch.tensor([geometry_matrix(name, value, h, w, arithmetic) for value in arguments], dtype=torch.float64)
+    return affine(x, matrix, fill=fill, arithmetic=arithmetic)
 
 
 def shear_x(
     x: Num[Tensor, "*n c h w"], shear: Argument, *, fill: Fill = 128.0, arithmetic: Arithmetic = "pillow"
 ) -> Num[Tensor, "*n c h w"]:
     """Pixel (x, y) comes from (x + shear y, y)."""
-    return _affine(x, (1.0, shear, 0.0, 0.0, 1.0, 0.0), fill, arithmetic)
+    return _geometry("ShearX", x, shear, fill, arithmetic)
 
 
 def shear_y(
     x: Num[Tensor, "*n c h w"], shear: Argument, *, fill: Fill = 128.0, arithmetic: Arithmetic = "pillow"
 ) -> Num[Tensor, "*n c h w"]:
     """Pixel (x, y) comes from (x, shear x + y)."""
-    return _affine(x, (1.0, 0.0, 0.0, shear, 1.0, 0.0), fill, arithmetic)
+    return _geometry("ShearY", x, shear, fill, arithmetic)
 
 
 def translate_x(
     x: Num[Tensor, "*n c h w"], pixels: Argument, *, fill: Fill = 128.0, arithmetic: Arithmetic = "pillow"
 ) -> Num[Tensor, "*n c h w"]:
     """Pixel (x, y) comes from (x + pixels, y): positive numbers move the image to the left."""
-    return _affine(x, (1.0, 0.0, pixels, 0.0, 1.0, 0.0), fill, arithmetic)
+    return _geometry("TranslateX", x, pixels, fill, arithmetic)
 
 
 def translate_y(
     x: Num[Tensor, "*n c h w"], pixels: Argument, *, fill: Fill = 128.0, arithmetic: Arithmetic = "pillow"
 ) -> Num[Tensor, "*n c h w"]:
     """Pixel (x, y) comes from (x, y + pixels): positive numbers move the image up."""
-    return _affine(x, (1.0, 0.0, 0.0, 0.0, 1.0, pixels), fill, arithmetic)
+    return _geometry("TranslateY", x, pixels, fill, arithmetic)
 
 
 def rotate(
     x: Num[Tensor, "*n c h w"], degrees: Argument, *, fill: Fill = 128.0, arithmetic: Arithmetic = "pillow"
 ) -> Num[Tensor, "*n c h w"]:
     """Rotates counter-clockwise about the centre of the image."""
-    _check_arithmetic(arithmetic)
-    h, w = x.shape[-2:]
-    # The centre in each arithmetic's own pixel coordinates.
-    centre_x, centre_y = (w / 2, h / 2) if arithmetic == "pillow" else ((w - 1) / 2, (h - 1) / 2)
-    radians = _per_sample(degrees, x, torch.float64).flatten() * (math.pi / 180)
-    if arithmetic == "pillow":
-        radians = radians.remainder(2 * math.pi)
-    cos, sin = radians.cos(), radians.sin()
-    if arithmetic == "pillow":
-        # Pillow rounds to 15 digits so that right angles are exact.
-        cos, sin = cos.round(decimals=15), sin.round(decimals=15)
-    offset_x = centre_x - cos * centre_x + sin * centre_y
-    offset_y = centre_y - sin * centre_x - cos * centre_y
-    return affine(x, torch.stack([cos, -sin, offset_x, sin, cos, offset_y], -1), fill=fill, arithmetic=arithmetic)
+    return _geometry("Rotate", x, degrees, fill, arithmetic)
 
 
 def cutout(

@@ -17,7 +17,17 @@ import torch
 from jaxtyping import Float, Int, Num
 from torch import Tensor, nn
 
-from saigen.nn.image_operations import OPERATIONS, Arithmetic, Fill, apply_operation, from_levels, to_levels
+from saigen.nn.image_operations import (
+    GEOMETRIC,
+    OPERATIONS,
+    Arithmetic,
+    Fill,
+    affine,
+    apply_operation,
+    from_levels,
+    geometry_matrix,
+    to_levels,
+)  # fmt: skip
 
 Schedule = Literal["official", "increasing", "torchvision"]
 MagnitudeMode = Literal["constant", "random", "linear", "random_increasing"]
@@ -197,7 +207,7 @@ class RandAugment(nn.Module):
         self, x: Num[Tensor, "*n c h w"], *, progress: float = 1.0, generator: torch.Generator | None = None
     ) -> Num[Tensor, "*n c h w"]:
         """Augments each image. ``progress`` is the share of the training done, in [0, 1]; ``generator`` is on the CPU."""
-        if not self.training or self.num_ops == 0:
+        if not self.training or self.num_ops == 0 or x.numel() == 0:
             return x
         return self.apply_policy(x, self.draw(math.prod(x.shape[:-3]), progress=progress, generator=generator), generator)
 
@@ -226,23 +236,33 @@ class RandAugment(nn.Module):
     ) -> Num[Tensor, "*n c h w"]:
         """Applies what was drawn; ``generator`` places Cutout. Each operation runs once, on the images that drew it."""
         images = to_levels(x).reshape(-1, *x.shape[-3:])
-        images = images.clone() if images.data_ptr() == x.data_ptr() else images
-        for operations, levels, signs in zip(*policy, strict=True):
-            levels, signs = levels.tolist(), signs.tolist()
-            drawn: dict[int, list[int]] = {}
-            for row, number in enumerate(operations.tolist()):
-                drawn.setdefault(number, []).append(row)
-            for number, rows in sorted(drawn.items()):
-                if number < 0 or self.operations[number] == "Identity":
-                    continue
-                name = self.operations[number]
-                arguments = torch.tensor([self.argument(name, levels[i], signs[i], x.shape[-2:]) for i in rows], dtype=torch.float64)
-                at = torch.tensor(rows, device=x.device)
-                changed = apply_operation(
-                    name, images[at], arguments, fill=self.fill, arithmetic=self.arithmetic, generator=generator
-                )
-                images.index_copy_(0, at, changed)
-        return from_levels(images, x.dtype).reshape(x.shape)
+        h, w = x.shape[-2:]
+        place = list(range(len(images)))  # which of the given images now stands where
+        for layer in zip(*(part.tolist() for part in policy), strict=True):
+            operations, levels, signs = ([values[i] for i in place] for values in layer)
+            drawn: dict[str, list[tuple[int, float]]] = {}
+            for row, (number, level, sign) in enumerate(zip(operations, levels, signs, strict=True)):
+                name = self.operations[number] if number >= 0 else "Identity"
+                drawn.setdefault(name, []).append((row, self.argument(name, level, sign, (h, w))))
+            # The images are sorted by operation, so that every run sees a slice, and put back in order at the end.
+            # Geometry is one resampling, whatever the kind.
+            names = sorted(drawn, key=lambda name: (name in GEOMETRIC, name))
+            order = [row for name in names for row, _ in drawn[name]]
+            place = [place[row] for row in order]
+            images = images.index_select(0, torch.tensor(order, device=x.device))
+            results, start = [], 0
+            for name in (name for name in names if name not in GEOMETRIC):
+                values = torch.tensor([value for _, value in drawn[name]], dtype=torch.float64)
+                part = images[start : start + len(values)]
+                results.append(apply_operation(name, part, values, fill=self.fill, arithmetic=self.arithmetic, generator=generator))
+                start += len(values)
+            if start < len(images):
+                moves = [geometry_matrix(name, value, h, w, self.arithmetic) for name in names if name in GEOMETRIC for _, value in drawn[name]]
+                matrix = torch.tensor(moves, dtype=torch.float64)
+                results.append(affine(images[start:], matrix, fill=self.fill, arithmetic=self.arithmetic))
+            images = torch.cat(results)
+        back = sorted(range(len(place)), key=place.__getitem__)
+        return from_levels(images.index_select(0, torch.tensor(back, device=x.device)), x.dtype).reshape(x.shape)
 
     def argument(self, name: str, level: float, sign: int = 1, size: Sequence[int] = (224, 224)) -> float:
         """What ``name`` is given at ``level`` on images of ``size`` (height, width)."""
