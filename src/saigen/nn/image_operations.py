@@ -10,16 +10,15 @@ Two arithmetics, where they differ: ``"pillow"`` (also timm's) and ``"tensorflow
 
 import math
 from collections.abc import Sequence
-from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float, Num, UInt8
 from torch import Tensor
 
-Arithmetic = Literal["pillow", "tensorflow"]
-Argument = float | Tensor
-Fill = float | Sequence[float]
+Argument = float | int | Tensor
+Fill = float | int | Sequence[float | int]
 
+ARITHMETICS = ("pillow", "tensorflow")
 GEOMETRIC = ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")
 BLENDS = ("Color", "Contrast", "Brightness", "Sharpness")
 OPERATIONS = ("Identity", "AutoContrast", "Equalize", "Invert", "Posterize", "Solarize", "SolarizeAdd", "Cutout", *BLENDS, *GEOMETRIC)
@@ -31,7 +30,7 @@ def apply_operation(
     argument: Argument = 0.0,
     *,
     fill: Fill = 128.0,
-    arithmetic: Arithmetic = "pillow",
+    arithmetic: str = "pillow",
     generator: torch.Generator | None = None,
 ) -> Num[Tensor, "*n c h w"]:
     """The operation called ``name`` in the papers, with its ``argument`` (ignored by those that have none).
@@ -117,8 +116,8 @@ def _per_sample(value: Argument, x: Tensor, dtype: torch.dtype = torch.float32) 
 
 
 def _check_arithmetic(arithmetic: str) -> None:
-    if arithmetic not in get_args(Arithmetic):
-        raise ValueError(f"arithmetic is {arithmetic!r}, allowed are {', '.join(get_args(Arithmetic))}")
+    if arithmetic not in ARITHMETICS:
+        raise ValueError(f"arithmetic is {arithmetic!r}, allowed are {', '.join(ARITHMETICS)}")
 
 
 def _entries(levels: Tensor) -> Tensor:
@@ -161,7 +160,7 @@ def solarize_add(x: Num[Tensor, "*n c h w"], addition: Argument, *, threshold: i
     return _like((added + addition * (levels < threshold)).clamp_(0, 255).to(torch.uint8), x)
 
 
-def autocontrast(x: Num[Tensor, "*n c h w"], *, arithmetic: Arithmetic = "pillow") -> Num[Tensor, "*n c h w"]:
+def autocontrast(x: Num[Tensor, "*n c h w"], *, arithmetic: str = "pillow") -> Num[Tensor, "*n c h w"]:
     """Stretches every channel so that its lowest level becomes 0 and its highest 255; a flat channel stays."""
     _check_arithmetic(arithmetic)
     levels = _images(x)
@@ -195,7 +194,7 @@ def _blend(degenerate: Tensor | float, levels: Tensor, factor: Tensor) -> Tensor
     return blended.clamp_(0, 255).to(torch.uint8)
 
 
-def luma(x: Num[Tensor, "*n c h w"], *, arithmetic: Arithmetic = "pillow") -> Float[Tensor, "m 1 h w"]:
+def luma(x: Num[Tensor, "*n c h w"], *, arithmetic: str = "pillow") -> Float[Tensor, "m 1 h w"]:
     """The grey levels of 1- or 3-channel images (ITU-R 601), as whole float32 numbers, the leading dimensions as one."""
     _check_arithmetic(arithmetic)
     levels = _images(x)
@@ -213,12 +212,12 @@ def luma(x: Num[Tensor, "*n c h w"], *, arithmetic: Arithmetic = "pillow") -> Fl
     return red.mul_(0.2989).add_(green.mul_(0.587)).add_(blue.mul_(0.114)).mul_(255.5).floor_()
 
 
-def color(x: Num[Tensor, "*n c h w"], factor: Argument, *, arithmetic: Arithmetic = "pillow") -> Num[Tensor, "*n c h w"]:
+def color(x: Num[Tensor, "*n c h w"], factor: Argument, *, arithmetic: str = "pillow") -> Num[Tensor, "*n c h w"]:
     """Saturation: blends with the grey image. A 1-channel image stays."""
     return _like(_blend(luma(x, arithmetic=arithmetic), _images(x), _per_sample(factor, x)), x)
 
 
-def contrast(x: Num[Tensor, "*n c h w"], factor: Argument, *, arithmetic: Arithmetic = "pillow") -> Num[Tensor, "*n c h w"]:
+def contrast(x: Num[Tensor, "*n c h w"], factor: Argument, *, arithmetic: str = "pillow") -> Num[Tensor, "*n c h w"]:
     """Blends with a flat grey image: the rounded mean luma, or for ``"tensorflow"`` the number of pixels / 256.
 
     That quirk of the official code (it sums a histogram instead of averaging with it) makes the flat image white for
@@ -238,7 +237,7 @@ def brightness(x: Num[Tensor, "*n c h w"], factor: Argument) -> Num[Tensor, "*n 
     return _like(levels.float().mul_(_per_sample(factor, x).to(levels.device)).clamp_(0, 255).to(torch.uint8), x)
 
 
-def sharpness(x: Num[Tensor, "*n c h w"], factor: Argument, *, arithmetic: Arithmetic = "pillow") -> Num[Tensor, "*n c h w"]:
+def sharpness(x: Num[Tensor, "*n c h w"], factor: Argument, *, arithmetic: str = "pillow") -> Num[Tensor, "*n c h w"]:
     """Blends with the image smoothed by [[1, 1, 1], [1, 5, 1], [1, 1, 1]] / 13; the border stays.
 
     The smoothed level is rounded by Pillow and truncated by TensorFlow.
@@ -261,7 +260,7 @@ def sharpness(x: Num[Tensor, "*n c h w"], factor: Argument, *, arithmetic: Arith
 
 
 def affine(
-    x: Num[Tensor, "*n c h w"], matrix: Num[Tensor, "m 6"], *, fill: Fill = 128.0, arithmetic: Arithmetic = "pillow"
+    x: Num[Tensor, "*n c h w"], matrix: Num[Tensor, "m 6"], *, fill: Fill = 128.0, arithmetic: str = "pillow"
 ) -> Num[Tensor, "*n c h w"]:
     """Samples at (a x + b y + c, d x + e y + f) for the rows (a, b, c, d, e, f) of ``matrix``, one a sample, nearest pixel.
 
@@ -314,7 +313,9 @@ def _fill_levels(fill: Fill, channels: int) -> Tensor:
     return torch.tensor(values).round().to(torch.uint8).expand(channels)
 
 
-def geometry_matrix(name: str, argument: float, h: int, w: int, arithmetic: Arithmetic = "pillow") -> tuple[float, ...]:
+def geometry_matrix(
+    name: str, argument: float | int, h: int, w: int, arithmetic: str = "pillow"
+) -> tuple[float | int, ...]:
     """The six numbers of ``affine`` for one of ``GEOMETRIC`` on an image of ``h`` by ``w`` pixels."""
     match name:
         case "ShearX":
@@ -334,7 +335,7 @@ def geometry_matrix(name: str, argument: float, h: int, w: int, arithmetic: Arit
     raise ValueError(f"name is {name!r}, allowed are {', '.join(GEOMETRIC)}")
 
 
-def _geometry(name: str, x: Tensor, argument: Argument, fill: Fill, arithmetic: Arithmetic) -> Tensor:
+def _geometry(name: str, x: Tensor, argument: Argument, fill: Fill, arithmetic: str) -> Tensor:
     h, w = x.shape[-2:]
     arguments = _per_sample(argument, x, torch.float64).flatten().tolist()
     matrix = torch.tensor([geometry_matrix(name, value, h, w, arithmetic) for value in arguments], dtype=torch.float64)
@@ -342,35 +343,35 @@ def _geometry(name: str, x: Tensor, argument: Argument, fill: Fill, arithmetic: 
 
 
 def shear_x(
-    x: Num[Tensor, "*n c h w"], shear: Argument, *, fill: Fill = 128.0, arithmetic: Arithmetic = "pillow"
+    x: Num[Tensor, "*n c h w"], shear: Argument, *, fill: Fill = 128.0, arithmetic: str = "pillow"
 ) -> Num[Tensor, "*n c h w"]:
     """Pixel (x, y) comes from (x + shear y, y)."""
     return _geometry("ShearX", x, shear, fill, arithmetic)
 
 
 def shear_y(
-    x: Num[Tensor, "*n c h w"], shear: Argument, *, fill: Fill = 128.0, arithmetic: Arithmetic = "pillow"
+    x: Num[Tensor, "*n c h w"], shear: Argument, *, fill: Fill = 128.0, arithmetic: str = "pillow"
 ) -> Num[Tensor, "*n c h w"]:
     """Pixel (x, y) comes from (x, shear x + y)."""
     return _geometry("ShearY", x, shear, fill, arithmetic)
 
 
 def translate_x(
-    x: Num[Tensor, "*n c h w"], pixels: Argument, *, fill: Fill = 128.0, arithmetic: Arithmetic = "pillow"
+    x: Num[Tensor, "*n c h w"], pixels: Argument, *, fill: Fill = 128.0, arithmetic: str = "pillow"
 ) -> Num[Tensor, "*n c h w"]:
     """Pixel (x, y) comes from (x + pixels, y): positive numbers move the image to the left."""
     return _geometry("TranslateX", x, pixels, fill, arithmetic)
 
 
 def translate_y(
-    x: Num[Tensor, "*n c h w"], pixels: Argument, *, fill: Fill = 128.0, arithmetic: Arithmetic = "pillow"
+    x: Num[Tensor, "*n c h w"], pixels: Argument, *, fill: Fill = 128.0, arithmetic: str = "pillow"
 ) -> Num[Tensor, "*n c h w"]:
     """Pixel (x, y) comes from (x, y + pixels): positive numbers move the image up."""
     return _geometry("TranslateY", x, pixels, fill, arithmetic)
 
 
 def rotate(
-    x: Num[Tensor, "*n c h w"], degrees: Argument, *, fill: Fill = 128.0, arithmetic: Arithmetic = "pillow"
+    x: Num[Tensor, "*n c h w"], degrees: Argument, *, fill: Fill = 128.0, arithmetic: str = "pillow"
 ) -> Num[Tensor, "*n c h w"]:
     """Rotates counter-clockwise about the centre of the image."""
     return _geometry("Rotate", x, degrees, fill, arithmetic)

@@ -210,7 +210,7 @@ def test_grid_search():
 @pytest.mark.parametrize(
     ("arguments", "name"),
     [
-        ({"num_ops": -1}, "num_ops"), ({"num_ops": 1.5}, "num_ops"), ({"magnitude": -2}, "magnitude"),
+        ({"num_ops": -1}, "num_ops"), ({"num_ops": True}, "num_ops"), ({"magnitude": -2}, "magnitude"),
         ({"op_set": "imagenet"}, "op_set"), ({"op_set": ("Rotate", "Blur")}, "op_set"), ({"op_set": ()}, "op_set"),
         ({"schedule": "cosine"}, "schedule"), ({"max_level": 0}, "max_level"), ({"magnitude_mode": "cosine"}, "magnitude_mode"),
         ({"probability": 1.5}, "probability"), ({"translate": -1}, "translate"), ({"cutout": -1}, "cutout"),

@@ -11,16 +11,16 @@ import math
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int, Num
 from torch import Tensor, nn
 
 from saigen.nn.image_operations import (
+    ARITHMETICS,
     GEOMETRIC,
     OPERATIONS,
-    Arithmetic,
     Fill,
     affine,
     apply_operation,
@@ -29,8 +29,8 @@ from saigen.nn.image_operations import (
     to_levels,
 )  # fmt: skip
 
-Schedule = Literal["official", "increasing", "torchvision"]
-MagnitudeMode = Literal["constant", "random", "linear", "random_increasing"]
+SCHEDULES = ("official", "increasing", "torchvision")
+MAGNITUDE_MODES = ("constant", "random", "linear", "random_increasing")
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,12 @@ class OperationSet:
     """One of the published lists of operations, with the settings that go with it."""
 
     names: tuple[str, ...]
-    schedule: Schedule = "official"
-    max_level: float = 10.0
-    translate: float = 100.0
+    schedule: str = "official"
+    max_level: float | int = 10.0
+    translate: float | int = 100.0
     """Translation at the maximal level: pixels, or a share of the image's side where ``relative``."""
     relative: bool = False
-    probability: float = 1.0
+    probability: float | int = 1.0
     fill: float = 128.0
 
 
@@ -74,14 +74,14 @@ def rand_augment_operations(op_set: str = "paper") -> tuple[str, ...]:
 
 def level_to_argument(
     name: str,
-    level: float,
+    level: float | int,
     *,
     sign: int = 1,
-    schedule: Schedule = "official",
-    max_level: float = 10.0,
-    translate: float = 100.0,
-    cutout: float = 40.0,
-) -> float:
+    schedule: str = "official",
+    max_level: float | int = 10.0,
+    translate: float | int = 100.0,
+    cutout: float | int = 40.0,
+) -> float | int:
     """What the operation ``name`` is given at ``level``: degrees, shear, pixels, bits, a threshold, a factor.
 
     ``sign`` is the direction, drawn with equal odds, of what has one. In the ``"official"`` schedule Posterize and
@@ -93,8 +93,8 @@ def level_to_argument(
     """
     if name not in OPERATIONS:
         raise ValueError(f"name is {name!r}, allowed are {', '.join(OPERATIONS)}")
-    if schedule not in get_args(Schedule):
-        raise ValueError(f"schedule is {schedule!r}, allowed are {', '.join(get_args(Schedule))}")
+    if schedule not in SCHEDULES:
+        raise ValueError(f"schedule is {schedule!r}, allowed are {', '.join(SCHEDULES)}")
     share = level / max_level
     match name:
         case "Rotate":
@@ -149,19 +149,19 @@ class RandAugment(nn.Module):
     def __init__(
         self,
         num_ops: int = 2,
-        magnitude: float = 9.0,
+        magnitude: float | int = 9.0,
         *,
         op_set: str | Sequence[str] = "paper",
-        schedule: Schedule | None = None,
-        max_level: float | None = None,
-        magnitude_mode: MagnitudeMode = "constant",
-        magnitude_std: float = 0.0,
-        translate: float | None = None,
+        schedule: str | None = None,
+        max_level: float | int | None = None,
+        magnitude_mode: str = "constant",
+        magnitude_std: float | int = 0.0,
+        translate: float | int | None = None,
         relative: bool | None = None,
-        cutout: float = 40.0,
-        probability: float | None = None,
+        cutout: float | int = 40.0,
+        probability: float | int | None = None,
         fill: Fill | None = None,
-        arithmetic: Arithmetic = "pillow",
+        arithmetic: str = "pillow",
         weights: Float[Tensor, "n k"] | None = None,
     ) -> None:
         super().__init__()
@@ -182,12 +182,12 @@ class RandAugment(nn.Module):
             raise ValueError(f"magnitude is {magnitude}, allowed is magnitude >= 0")
         if not chosen["max_level"] > 0:
             raise ValueError(f"max_level is {max_level}, allowed is max_level > 0")
-        if chosen["schedule"] not in get_args(Schedule):
-            raise ValueError(f"schedule is {schedule!r}, allowed are {', '.join(get_args(Schedule))}")
-        if magnitude_mode not in get_args(MagnitudeMode):
-            raise ValueError(f"magnitude_mode is {magnitude_mode!r}, allowed are {', '.join(get_args(MagnitudeMode))}")
-        if arithmetic not in get_args(Arithmetic):
-            raise ValueError(f"arithmetic is {arithmetic!r}, allowed are {', '.join(get_args(Arithmetic))}")
+        if chosen["schedule"] not in SCHEDULES:
+            raise ValueError(f"schedule is {schedule!r}, allowed are {', '.join(SCHEDULES)}")
+        if magnitude_mode not in MAGNITUDE_MODES:
+            raise ValueError(f"magnitude_mode is {magnitude_mode!r}, allowed are {', '.join(MAGNITUDE_MODES)}")
+        if arithmetic not in ARITHMETICS:
+            raise ValueError(f"arithmetic is {arithmetic!r}, allowed are {', '.join(ARITHMETICS)}")
         if not 0.0 <= chosen["probability"] <= 1.0:
             raise ValueError(f"probability is {probability}, allowed is 0 <= probability <= 1")
         for name, value in {"translate": chosen["translate"], "cutout": cutout, "magnitude_std": magnitude_std}.items():
@@ -204,14 +204,14 @@ class RandAugment(nn.Module):
         self.register_buffer("weights", weights)
 
     def forward(
-        self, x: Num[Tensor, "*n c h w"], *, progress: float = 1.0, generator: torch.Generator | None = None
+        self, x: Num[Tensor, "*n c h w"], *, progress: float | int = 1.0, generator: torch.Generator | None = None
     ) -> Num[Tensor, "*n c h w"]:
         """Augments each image. ``progress`` is the share of the training done, in [0, 1]; ``generator`` is on the CPU."""
         if not self.training or self.num_ops == 0 or x.numel() == 0:
             return x
         return self.apply_policy(x, self.draw(math.prod(x.shape[:-3]), progress=progress, generator=generator), generator)
 
-    def draw(self, batch: int, *, progress: float = 1.0, generator: torch.Generator | None = None) -> Policy:
+    def draw(self, batch: int, *, progress: float | int = 1.0, generator: torch.Generator | None = None) -> Policy:
         """Draws what will be applied to ``batch`` images."""
         if not 0.0 <= progress <= 1.0:
             raise ValueError(f"progress is {progress}, allowed is 0 <= progress <= 1")
@@ -264,7 +264,7 @@ class RandAugment(nn.Module):
         back = sorted(range(len(place)), key=place.__getitem__)
         return from_levels(images.index_select(0, torch.tensor(back, device=x.device)), x.dtype).reshape(x.shape)
 
-    def argument(self, name: str, level: float, sign: int = 1, size: Sequence[int] = (224, 224)) -> float:
+    def argument(self, name: str, level: float | int, sign: int = 1, size: Sequence[int] = (224, 224)) -> float | int:
         """What ``name`` is given at ``level`` on images of ``size`` (height, width)."""
         translate = self.translate
         if self.relative and name in ("TranslateX", "TranslateY"):
@@ -275,7 +275,7 @@ class RandAugment(nn.Module):
         # torchvision moves by whole pixels, towards zero.
         return int(value) if self.schedule == "torchvision" and name in ("TranslateX", "TranslateY") else value
 
-    def arguments(self, size: Sequence[int] = (224, 224)) -> dict[str, float]:
+    def arguments(self, size: Sequence[int] = (224, 224)) -> dict[str, float | int]:
         """What every operation is given at this M on images of ``size``; look here before trusting a magnitude."""
         return {name: self.argument(name, self.magnitude, 1, size) for name in self.operations}
 
@@ -307,7 +307,7 @@ class TrainableRandAugment(nn.Module):
         self.alpha = nn.Parameter(torch.zeros(augment.num_ops, len(augment.operations)))
 
     def forward(
-        self, x: Float[Tensor, "*n c h w"], *, progress: float = 1.0, generator: torch.Generator | None = None
+        self, x: Float[Tensor, "*n c h w"], *, progress: float | int = 1.0, generator: torch.Generator | None = None
     ) -> Float[Tensor, "*n c h w"]:
         """The expected augmented images; identity in eval mode."""
         if not self.training:
@@ -336,10 +336,10 @@ class TrainableRandAugment(nn.Module):
 class GridResult:
     """The validation score of every (N, M) of a grid."""
 
-    scores: dict[tuple[int, float], float]
+    scores: dict[tuple[int, float | int], float]
 
     @property
-    def best(self) -> tuple[int, float]:
+    def best(self) -> tuple[int, float | int]:
         """The (N, M) with the highest score; of equals the weakest, scores that are not numbers never."""
         return min(self.scores, key=lambda nm: (-self.scores[nm] if not math.isnan(self.scores[nm]) else math.inf, nm))
 
@@ -347,9 +347,9 @@ class GridResult:
 def search_rand_augment(
     train_fn: Callable[[RandAugment], float],
     num_ops: Sequence[int] = (1, 2, 3),
-    magnitudes: Sequence[float] = (2, 5, 9, 14),
+    magnitudes: Sequence[float | int] = (2, 5, 9, 14),
     *,
-    make: Callable[[int, float], RandAugment] = RandAugment,
+    make: Callable[[int, float | int], RandAugment] = RandAugment,
 ) -> GridResult:
     """The paper's search: every (N, M) once, on the task itself.
 
