@@ -179,10 +179,10 @@ class TrajectoryDataset:
             raise ValueError(f"scale is {scale}, allowed is a number above 0")
         self.context_length, self.scale, self.whole = context_length, scale, whole
         states = trajectories.observations
-        flat = states.reshape(len(states), -1) if normalise else np.zeros((1, 1))
-        shape = states.shape[1:] if normalise else ()
-        self.state_mean = torch.from_numpy(flat.mean(0, dtype=np.float64).reshape(shape)).float()
-        self.state_std = torch.from_numpy(flat.std(0, dtype=np.float64).reshape(shape) + 1e-6).float()
+        self.state_mean, self.state_std = torch.zeros(()), torch.ones(())
+        if normalise:
+            self.state_mean = torch.from_numpy(states.mean(0, dtype=np.float64)).float()
+            self.state_std = torch.from_numpy(states.std(0, dtype=np.float64) + 1e-6).float()
         self.states = torch.from_numpy(np.ascontiguousarray(states))
         if normalise:
             self.states = (self.states.float() - self.state_mean) / self.state_std
