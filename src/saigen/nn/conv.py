@@ -75,6 +75,4 @@ def conv2d(
         raise ValueError(f"kernel_size is {kernel_size}, allowed are odd numbers from 1")
     if padding == "same" and stride > 1 and kernel_size > 1:
         return Conv2dSame(in_channels, out_channels, kernel_size, stride, groups=groups, bias=bias)
-    return nn.Conv2d(
-        in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, groups=groups, bias=bias
-    )
+    return nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, groups=groups, bias=bias)

@@ -1,10 +1,10 @@
+from saigen.papers.vision.efficientnet.checkpoint import convert_tensorflow
 from saigen.papers.vision.efficientnet.model import (
     VARIANTS,
     EfficientNet,
     Scale,
     Stage,
     compound_scale,
-    convert_tensorflow,
     efficientnet_b0,
     efficientnet_b1,
     efficientnet_b2,

@@ -7,19 +7,17 @@ multiply-adds grow as 2^phi, and applies this to a network found by architecture
 
 import itertools
 import math
-import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from saigen.nn.conv import Padding, conv2d
 from saigen.nn.efficientnet_blocks import DepthwiseSeparable, MBConv
+from saigen.papers.vision.efficientnet.checkpoint import convert_flat, convert_tensorflow, convert_torchvision
 
 # --- Section 3: compound scaling -----------------------------------------------------------------------------------
 
@@ -155,6 +153,7 @@ class EfficientNet(nn.Module):
     """The network of Table 1, scaled in ``width`` and ``depth``; the third factor is the size of the image it is given.
 
     Maps images (b, in_chans, h, w) to logits (b, num_classes); with ``num_classes=0`` to features (b, num_features).
+    Channel counts are multiples of ``divisor``.
     ``padding`` is "same" (TensorFlow's, of the paper and its checkpoints) or "symmetric". Block i of N is skipped with
     probability ``drop_path_rate`` * i / N. ``bn_momentum`` is PyTorch's: 0.01 is TensorFlow's 0.99.
     State-dict keys are timm's. Raises ``ValueError`` for factors, rates, classes or channels out of range.
@@ -174,6 +173,7 @@ class EfficientNet(nn.Module):
         stem_channels: int = 32,
         stem_stride: int = 2,
         head_channels: int = 1280,
+        divisor: int = 8,
         num_classes: int = 1000,
         in_chans: int = 3,
         resolution: int = 224,
@@ -193,14 +193,14 @@ class EfficientNet(nn.Module):
         self.drop_rate = drop_rate
         self.in_chans = in_chans
 
-        channels = round_filters(stem_channels, width)
+        channels = round_filters(stem_channels, width, divisor)
         self.conv_stem = conv2d(in_chans, channels, 3, stem_stride, padding=padding)
         self.bn1 = nn.BatchNorm2d(channels, bn_eps, bn_momentum)
 
         repeats = [round_repeats(stage.repeats, depth) for stage in stages]
         block, blocks = 0, []
         for stage, n in zip(stages, repeats, strict=True):
-            out = round_filters(stage.channels, width)
+            out = round_filters(stage.channels, width, divisor)
             layers: list[nn.Module] = []
             for i in range(n):
                 arguments = {
@@ -220,7 +220,7 @@ class EfficientNet(nn.Module):
             blocks.append(nn.Sequential(*layers))
         self.blocks = nn.Sequential(*blocks)
 
-        self.num_features = round_filters(head_channels, width)
+        self.num_features = round_filters(head_channels, width, divisor)
         self.conv_head = conv2d(channels, self.num_features, 1)
         self.bn2 = nn.BatchNorm2d(self.num_features, bn_eps, bn_momentum)
         self.reset_classifier(num_classes)
@@ -228,7 +228,7 @@ class EfficientNet(nn.Module):
         # a stage's output is the last before a change of stride unless the next one keeps the stride
         ends = [i for i, stage in enumerate(stages) if i + 1 == len(stages) or stages[i + 1].stride > 1]
         self._pyramid = tuple(ends)
-        self.feature_channels = tuple(round_filters(stages[i].channels, width) for i in ends)
+        self.feature_channels = tuple(round_filters(stages[i].channels, width, divisor) for i in ends)
         self.default_cfg = {
             "input_size": (in_chans, resolution, resolution),
             "mean": (0.485, 0.456, 0.406),
@@ -302,134 +302,10 @@ class EfficientNet(nn.Module):
             if state and all(key.startswith(prefix) for key in state):
                 state = {key.removeprefix(prefix): value for key, value in state.items()}
         if "features.0.0.weight" in state:
-            return _convert_torchvision(state)
+            return convert_torchvision(state)
         if "_conv_stem.weight" in state:
-            return _convert_flat(state)
+            return convert_flat(state)
         return dict(state)
-
-
-# --- checkpoints in other layouts ----------------------------------------------------------------------------------
-
-# per block, in the order of execution: layer by layer, our name with and without an expansion
-_OURS = {
-    True: ("conv_pw", "bn1", "conv_dw", "bn2", "se.conv_reduce", "se.conv_expand", "conv_pwl", "bn3"),
-    False: (None, None, "conv_dw", "bn1", "se.conv_reduce", "se.conv_expand", "conv_pw", "bn2"),
-}
-_FLAT = (
-    "_expand_conv",
-    "_bn0",
-    "_depthwise_conv",
-    "_bn1",
-    "_se_reduce",
-    "_se_expand",
-    "_project_conv",
-    "_bn2",
-)
-
-
-def _convert_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    last = max(int(key.split(".")[1]) for key in state if key.startswith("features."))
-    outer = {
-        "features.0.0": "conv_stem",
-        "features.0.1": "bn1",
-        f"features.{last}.0": "conv_head",
-        f"features.{last}.1": "bn2",
-        "classifier.1": "classifier",
-    }
-    theirs = {
-        True: ("block.0.0", "block.0.1", "block.1.0", "block.1.1", "block.2.fc1", "block.2.fc2", "block.3.0", "block.3.1"),
-        False: (None, None, "block.0.0", "block.0.1", "block.1.fc1", "block.1.fc2", "block.2.0", "block.2.1"),
-    }
-    converted = {}
-    for key, value in state.items():
-        layer, _, kind = key.rpartition(".")
-        if inner := re.fullmatch(r"features\.(\d+)\.(\d+)\.(block\..+)", layer):
-            stage, block, part = inner.groups()
-            expands = f"features.{stage}.{block}.block.3.0.weight" in state
-            if part in theirs[expands]:
-                name = _OURS[expands][theirs[expands].index(part)]
-                layer = f"blocks.{int(stage) - 1}.{block}.{name}"
-        converted[f"{outer.get(layer, layer)}.{kind}"] = value
-    return converted
-
-
-def _convert_flat(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    # One list of blocks: a new stage begins where the number of channels changes, and in every variant it does change.
-    places, stage, position, channels = {}, 0, -1, None
-    for block in range(1 + max(int(key.split(".")[1]) for key in state if key.startswith("_blocks."))):
-        out = state[f"_blocks.{block}._project_conv.weight"].shape[0]
-        stage, position = (stage, position + 1) if out == channels or channels is None else (stage + 1, 0)
-        places[block], channels = f"blocks.{stage}.{position}", out
-    outer = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
-    converted = {}
-    for key, value in state.items():
-        layer, _, kind = key.rpartition(".")
-        if inner := re.fullmatch(r"_blocks\.(\d+)\.(\w+)", layer):
-            block, part = int(inner[1]), inner[2]
-            expands = f"_blocks.{block}._expand_conv.weight" in state
-            if part in _FLAT:
-                layer = f"{places[block]}.{_OURS[expands][_FLAT.index(part)]}"
-        converted[f"{outer.get(layer, layer)}.{kind}"] = value
-        if kind == "running_var":  # old checkpoints have no counter
-            counter = f"{outer.get(layer, layer)}.num_batches_tracked"
-            converted.setdefault(counter, torch.zeros((), dtype=torch.int64))
-    return converted
-
-
-def convert_tensorflow(arrays: Mapping[str, NDArray | Tensor], *, ema: bool = True) -> dict[str, Tensor]:
-    """The official TensorFlow checkpoint, name -> array, as our state dict.
-
-    Names look like ``efficientnet-b0/blocks_3/conv2d_1/kernel``. Kernels turn from (h, w, in, out) to (out, in, h, w),
-    depthwise ones from (h, w, c, 1) to (c, 1, h, w). With ``ema`` the shadow (``…/ExponentialMovingAverage``) is taken
-    where there is one, as in the paper's evaluation. Optimizer slots and counters are left out.
-    """
-    shadow = "/ExponentialMovingAverage"
-    chosen = {name: value for name, value in arrays.items() if not name.endswith(shadow)}
-    if ema:
-        chosen |= {name.removesuffix(shadow): value for name, value in arrays.items() if name.endswith(shadow)}
-    kinds = {
-        "kernel": "weight",
-        "depthwise_kernel": "weight",
-        "gamma": "weight",
-        "beta": "bias",
-        "bias": "bias",
-        "moving_mean": "running_mean",
-        "moving_variance": "running_var",
-    }
-    outer = {
-        "stem/conv2d": "_conv_stem",
-        "stem/tpu_batch_normalization": "_bn0",
-        "head/conv2d": "_conv_head",
-        "head/tpu_batch_normalization": "_bn1",
-        "head/dense": "_fc",
-    }
-    bn = "tpu_batch_normalization"
-    inner = {
-        True: ("conv2d", bn, "depthwise_conv2d", f"{bn}_1", "se/conv2d", "se/conv2d_1", "conv2d_1", f"{bn}_2"),
-        False: (None, None, "depthwise_conv2d", bn, "se/conv2d", "se/conv2d_1", "conv2d", f"{bn}_1"),
-    }
-    flat = {}
-    for name, value in chosen.items():
-        scope, _, variable = name.rpartition("/")
-        _, _, layer = scope.partition("/")
-        if variable not in kinds:
-            continue
-        if block := re.fullmatch(r"blocks_(\d+)/(.+)", layer):
-            expands = f"{scope.partition('/')[0]}/blocks_{block[1]}/conv2d_1/kernel" in chosen
-            if block[2] not in inner[expands]:
-                continue
-            key = f"_blocks.{block[1]}.{_FLAT[inner[expands].index(block[2])]}"
-        elif layer in outer:
-            key = outer[layer]
-        else:
-            continue
-        tensor = torch.as_tensor(value)
-        if variable == "depthwise_kernel":
-            tensor = tensor.permute(2, 3, 0, 1).reshape(-1, 1, *tensor.shape[:2])
-        elif variable == "kernel":
-            tensor = tensor.permute(3, 2, 0, 1) if tensor.ndim == 4 else tensor.t()
-        flat[f"{key}.{kinds[variable]}"] = tensor.contiguous()
-    return _convert_flat(flat)
 
 
 # --- Table 2: B0-B7, and two larger ones of the official code --------------------------------------------------------
