@@ -221,7 +221,7 @@ def pruning_tokens_is_cheap(trial: Trial) -> dict[str, float]:
         )
         train.done += 1
         trial.progress(train.done, arms, name)
-        return average.model if average else model
+        return average.model.requires_grad_() if average else model
 
     train.done = 0
 
