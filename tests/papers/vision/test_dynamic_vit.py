@@ -381,17 +381,18 @@ def test_training_lowers_the_loss():
 # --- the experiment --------------------------------------------------------------------------------------------------
 
 
-def test_digit_scenes_hold_what_they_say():
-    pool, labels = torch.rand(40, 1, 8, 8) + torch.arange(40).view(40, 1, 1, 1), torch.arange(40) % 10
-    scenes, y = claims.digit_scenes(torch.Generator().manual_seed(0), pool[:5], labels[:5], pool, labels)
-    assert scenes.shape == (5, 1, 48, 48)
-    cells = scenes.unfold(2, 8, 8).unfold(3, 8, 8).reshape(5, 36, 8, 8)
+def test_digit_scenes_hold_the_digit_and_lower_clutter():
+    digits, y = 1 + torch.rand(5, 1, 8, 8), torch.arange(5)
+    scenes, labels = claims.digit_scenes(torch.Generator().manual_seed(0), digits, y, digits, clutter=4, contrast=0.4)
+    assert scenes.shape == (5, 1, 24, 24) and torch.equal(labels, y)
+    cells = scenes.unfold(2, 4, 4).unfold(3, 4, 4).reshape(5, 36, 16)
+    is_digit, is_noise = cells.min(-1).values >= 1, cells.max(-1).values <= 0.1
+    assert (is_digit.sum(1) == 4).all()
+    assert ((~is_digit & ~is_noise).sum(1) <= 4).all() and (~is_digit & ~is_noise).any()
     for i in range(5):
-        digits = {int(cell.min()) for cell in cells[i] if cell.min() >= 1 and cell.max() - cell.min() <= 1}
-        same = [n for n in range(40) if n % 10 == y[i]]
-        assert i == 0 or i in digits
-        assert len([cell for cell in cells[i] if cell.max() <= 0.5]) >= 36 - 3 - 8
-        assert digits & set(same) and torch.equal(y, labels[:5])
+        close(cells[i][is_digit[i]].sum(), digits[i].sum(), 1e-4)
+        first = int(is_digit[i].nonzero()[0])
+        close(scenes[i, 0, 4 * (first // 6) :, 4 * (first % 6) :][:8, :8], digits[i, 0], 0)
 
 
 def test_mixing_keeps_the_labels_a_distribution_and_the_crop_keeps_the_pixels():
