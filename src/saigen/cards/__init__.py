@@ -1,0 +1,1 @@
+"""Cards: the schema, the catalogue that finds them, the glossary."""
