@@ -51,7 +51,9 @@ class Paper:
         """The claim of that id; ``ValueError`` with the nearest right name otherwise."""
         ids = [claim.id for claim in self.card.claim]
         if claim_id not in ids:
-            raise ValueError(f"{self.slug} has no claim {claim_id!r}{nearest(claim_id, ids)}: its claims are {', '.join(ids)}")
+            raise ValueError(
+                f"{self.slug} has no claim {claim_id!r}{nearest(claim_id, ids)}: its claims are {', '.join(ids)}"
+            )
         return self.card.find_claim(claim_id)
 
     def _import(self, name: str) -> ModuleType:
@@ -77,7 +79,11 @@ def _package_folder(package: str) -> Path | None:
     spec = importlib.util.find_spec(top)
     if spec is None or not spec.submodule_search_locations:
         return None
-    return Path(next(iter(spec.submodule_search_locations))).joinpath(*rest.split(".")) if rest else Path(spec.submodule_search_locations[0])
+    return (
+        Path(next(iter(spec.submodule_search_locations))).joinpath(*rest.split("."))
+        if rest
+        else Path(spec.submodule_search_locations[0])
+    )
 
 
 def _rooms_below(folder: Path, package: str) -> list[tuple[Path, str, str]]:
@@ -128,7 +134,9 @@ def list_papers(domain: str | None = None, tag: str | None = None) -> list[Paper
     if domain is not None:
         domains = sorted({paper.domain for paper in papers.values()})
         if domain not in domains:
-            raise ValueError(f"there is no domain {domain!r}{nearest(domain, domains)}: the domains are {', '.join(domains)}")
+            raise ValueError(
+                f"there is no domain {domain!r}{nearest(domain, domains)}: the domains are {', '.join(domains)}"
+            )
     if tag is not None:
         tags = sorted({tag for paper in papers.values() for tag in paper.card.tags})
         if tag not in tags:

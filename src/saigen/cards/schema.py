@@ -7,11 +7,27 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError, field_validator, model_validator
 
-DOMAINS = tuple(
-    "vision dense detection video representation analysis augmentation losses training data_quality tabular bayes "
-    "language rl scene audio generative physics".split()
+DOMAINS = (
+    "vision",
+    "dense",
+    "detection",
+    "video",
+    "representation",
+    "analysis",
+    "augmentation",
+    "losses",
+    "training",
+    "data_quality",
+    "tabular",
+    "bayes",
+    "language",
+    "rl",
+    "scene",
+    "audio",
+    "generative",
+    "physics",
 )
 SLUG = re.compile(r"[a-z][a-z0-9_]{1,48}")
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
@@ -133,7 +149,11 @@ class Quantity(Strict):
             return self.reported
         if self.kind == "order":
             return min(a - b for a, b in zip(self.reported, self.reported[1:], strict=False))
-        return min(self.reported, key=lambda value: abs(value - self.neutral)) if not math.isnan(self.neutral) else self.reported[0]
+        return (
+            min(self.reported, key=lambda value: abs(value - self.neutral))
+            if not math.isnan(self.neutral)
+            else self.reported[0]
+        )
 
 
 class Claim(Strict):
@@ -159,7 +179,9 @@ class Claim(Strict):
                 continue
             for name, quantity in self.quantities.items():
                 if quantity.kind not in ("exact", "value") and quantity.least is None:
-                    raise ValueError(f"quantity {name} of claim {self.id} needs least: scale {scale} is fair only in direction")
+                    raise ValueError(
+                        f"quantity {name} of claim {self.id} needs least: scale {scale} is fair only in direction"
+                    )
         return self
 
     def fairness(self, scale: str) -> str:
@@ -240,7 +262,9 @@ class Card(Strict):
         for claim in self.claim:
             if claim.id == claim_id:
                 return claim
-        raise ValueError(f"there is no claim {claim_id!r}: the claims are {', '.join(claim.id for claim in self.claim)}")
+        raise ValueError(
+            f"there is no claim {claim_id!r}: the claims are {', '.join(claim.id for claim in self.claim)}"
+        )
 
 
 def read_card(path: Path) -> Card:
@@ -255,4 +279,6 @@ def read_card(path: Path) -> Card:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or "the card"
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        raise CardError(f"the card {path} is broken at {field}: {first['msg'].removeprefix('Value error, ')}{more}") from error
+        raise CardError(
+            f"the card {path} is broken at {field}: {first['msg'].removeprefix('Value error, ')}{more}"
+        ) from error

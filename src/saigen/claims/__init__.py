@@ -1,0 +1,1 @@
+"""Quantities, verdicts and the statistics between them; evidence."""

@@ -7,6 +7,7 @@ A Parquet folder holds ``train*.parquet`` and ``test*.parquet`` with the columns
 
 import hashlib
 import io
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -50,7 +51,9 @@ def digits() -> Images:
     bunch = load_digits()
     x = torch.from_numpy(bunch.images.astype(np.float32) / 16.0)[:, None]
     y = torch.from_numpy(bunch.target.astype(np.int64))
-    return Images(x, y, tuple(str(name) for name in bunch.target_names), "digits", fingerprint([bunch.images, bunch.target]))
+    return Images(
+        x, y, tuple(str(name) for name in bunch.target_names), "digits", fingerprint([bunch.images, bunch.target])
+    )
 
 
 def fingerprint(arrays: Iterable[np.ndarray | Tensor]) -> str:
@@ -63,7 +66,9 @@ def fingerprint(arrays: Iterable[np.ndarray | Tensor]) -> str:
     return digest.hexdigest()
 
 
-def split(y: int | Sequence[int] | np.ndarray | Tensor, sizes: Sequence[int], rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+def split(
+    y: int | Sequence[int] | np.ndarray | Tensor, sizes: Sequence[int], rng: np.random.Generator
+) -> tuple[np.ndarray, ...]:
     """Disjoint random index arrays of the given ``sizes``; with labels instead of a count, every part keeps their shares.
 
     Raises ``ValueError`` where the sizes ask for more than there is.
@@ -82,7 +87,7 @@ def split(y: int | Sequence[int] | np.ndarray | Tensor, sizes: Sequence[int], rn
             place[members] = (np.arange(len(members)) + rng.random()) / len(members)
         order = np.argsort(place, kind="stable")
     bounds = np.cumsum([0, *sizes])
-    parts = [order[start:stop] for start, stop in zip(bounds[:-1], bounds[1:], strict=True)]
+    parts = [order[start:stop] for start, stop in itertools.pairwise(bounds)]
     return tuple(rng.permutation(part) for part in parts)
 
 
@@ -99,7 +104,9 @@ def decode(data: bytes | Path, what: str, size: int | tuple[int, int] | None = N
     if isinstance(size, int):
         scale = size / min(image.size)
         if scale != 1.0:
-            image = image.resize([max(size, round(side * scale)) for side in image.size], Image.Resampling.BICUBIC, reducing_gap=3.0)
+            image = image.resize(
+                [max(size, round(side * scale)) for side in image.size], Image.Resampling.BICUBIC, reducing_gap=3.0
+            )
         left, top = (image.width - size) // 2, (image.height - size) // 2
         image = image.crop((left, top, left + size, top + size))
     elif size is not None:
@@ -120,7 +127,13 @@ def load_images(path: str | Path, *, size: int, part: str = "train", limit: int 
         raise ValueError(f"size is {size}, allowed is a number of pixels of at least 1")
     if not path.exists():
         raise ValueError(f"there is no data at {path}: give a folder of images or of Parquet files")
-    parquet = [path] if path.is_file() and path.suffix == ".parquet" else sorted(path.glob("*.parquet")) if path.is_dir() else []
+    parquet = (
+        [path]
+        if path.is_file() and path.suffix == ".parquet"
+        else sorted(path.glob("*.parquet"))
+        if path.is_dir()
+        else []
+    )
     if parquet:
         blobs, labels, classes = _from_parquet(path, parquet, part, limit)
     elif path.is_dir():
@@ -146,7 +159,9 @@ def _from_parquet(path: Path, files: list[Path], part: str, limit: int | None):
         raise ValueError(f"cannot read the Parquet file {wanted[0]}: {error}") from error
     for column in ("image", "label"):
         if column not in table.column_names:
-            raise ValueError(f"{wanted[0].name} has no column {column!r}: its columns are {', '.join(table.column_names)}")
+            raise ValueError(
+                f"{wanted[0].name} has no column {column!r}: its columns are {', '.join(table.column_names)}"
+            )
     if limit is not None:
         table = table.slice(0, limit)
     if table.num_rows == 0:
@@ -158,7 +173,9 @@ def _from_parquet(path: Path, files: list[Path], part: str, limit: int | None):
     values = sorted(set(labels))
     if all(isinstance(value, int) for value in values):
         if values[0] < 0:
-            raise ValueError(f"column 'label' of {wanted[0].name} holds {values[0]}, allowed are numbers from 0 and names")
+            raise ValueError(
+                f"column 'label' of {wanted[0].name} holds {values[0]}, allowed are numbers from 0 and names"
+            )
         classes = tuple(str(value) for value in range(values[-1] + 1))
     else:
         index = {value: number for number, value in enumerate(values)}

@@ -99,7 +99,9 @@ def fit(
     from accelerate import Accelerator
 
     if not data or any(len(tensor) != len(data[0]) for tensor in data) or len(data[0]) == 0:
-        raise ValueError(f"data has lengths {[len(tensor) for tensor in data]}, allowed are equal lengths of at least 1")
+        raise ValueError(
+            f"data has lengths {[len(tensor) for tensor in data]}, allowed are equal lengths of at least 1"
+        )
     if (epochs is None) == (steps is None):
         raise ValueError(f"epochs is {epochs} and steps is {steps}, allowed is exactly one of them")
     if batch_size < 1:
@@ -155,7 +157,12 @@ def fit(
                 ema.update(model)
             if on_step is not None:
                 on_step(step, total, value)
-            if checkpoint is not None and accelerator.is_main_process and (step + 1) % checkpoint_every == 0 and step + 1 < total:
+            if (
+                checkpoint is not None
+                and accelerator.is_main_process
+                and (step + 1) % checkpoint_every == 0
+                and step + 1 < total
+            ):
                 _save(checkpoint, step + 1, model, optimizer, ema, history)
     finally:
         torch.set_rng_state(outer_state)
@@ -165,7 +172,9 @@ def fit(
     return history
 
 
-def _save(path: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, ema: EMA | None, history: History) -> None:
+def _save(
+    path: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, ema: EMA | None, history: History
+) -> None:
     state = {
         "step": step,
         "model": model.state_dict(),
@@ -193,7 +202,9 @@ def _resume(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, ema:
 def predict(model: Callable[[Tensor], Tensor], x: Tensor, batch_size: int = 256) -> Tensor:
     """``model``'s outputs for all of ``x`` in eval mode, on the CPU; the mode the model was in is restored."""
     training = getattr(model, "training", False)
-    device = next((p.device for p in model.parameters()), torch.device("cpu")) if isinstance(model, nn.Module) else x.device
+    device = (
+        next((p.device for p in model.parameters()), torch.device("cpu")) if isinstance(model, nn.Module) else x.device
+    )
     if isinstance(model, nn.Module):
         model.eval()
     try:

@@ -1,0 +1,597 @@
+"""The command line: ``saigen list | show | run | apply | publish | report | digest | bench | new``."""
+
+import json
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+import typer.core
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from saigen.cards import catalogue
+from saigen.cards.catalogue import Paper, nearest
+from saigen.cards.glossary import RUNGS, label
+from saigen.cards.schema import Quantity
+
+LANGUAGES = ("en", "ja")
+VERDICT_STYLES = {
+    "reproduced": "green",
+    "direction only": "cyan",
+    "not reproduced": "red",
+    "inconclusive": "yellow",
+    "not comparable": "dim",
+    "not run": "dim",
+}
+
+
+class Commands(typer.core.TyperGroup):
+    """Names the nearest command for one that there is not."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
+            names = self.list_commands(ctx)
+            raise ValueError(
+                f"there is no command {args[0]!r}{nearest(args[0], names)}: the commands are {', '.join(names)}"
+            )
+        return super().resolve_command(ctx, args)
+
+
+app = typer.Typer(
+    cls=Commands,
+    name="saigen",
+    help="A reading list you can run: papers as components, and their claims re-measured on your machine.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Lang = Annotated[str, typer.Option("--lang", help="Language of what is printed: en or ja.")]
+Papers = Annotated[
+    list[str] | None, typer.Argument(metavar="PAPER...", help="Slugs of papers, as `saigen list` shows them.")
+]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print one JSON document to stdout; everything else goes to stderr.")
+]
+
+
+def main() -> None:
+    """The entry point: wrong use is one clear line and exit code 2, never a traceback."""
+    if os.environ.get("SAIGEN_DEBUG"):
+        app()
+    try:
+        app(standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        _err().print("stopped; what was finished is kept, and the same command goes on from there")
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except (ValueError, ImportError) as error:
+        _err().print(f"[bold red]error:[/] {escape(' '.join(str(error).split()))}", soft_wrap=True)
+        sys.exit(2)
+
+
+def _out() -> Console:
+    return Console(soft_wrap=False, width=None if sys.stdout.isatty() else 240, highlight=False)
+
+
+def _err() -> Console:
+    return Console(stderr=True, width=None if sys.stderr.isatty() else 240, highlight=False)
+
+
+def _table(*columns: str) -> Table:
+    # Slugs and verdicts are copied and searched for: no column that holds them wraps.
+    boxless = {"box": None, "pad_edge": False} if not sys.stdout.isatty() else {}
+    table = Table(show_header=True, header_style="bold", **boxless)
+    for column in columns:
+        table.add_column(column.removesuffix("~"), no_wrap=not column.endswith("~"), overflow="fold")
+    return table
+
+
+def _language(lang: str) -> str:
+    if lang not in LANGUAGES:
+        raise ValueError(f"--lang is {lang!r}, allowed are en and ja")
+    return lang
+
+
+def _chosen(papers: Sequence[str] | None, everything: bool = False, domain: str | None = None) -> list[Paper]:
+    if papers and (everything or domain):
+        raise ValueError("give papers, or --all, or --domain, not two of them")
+    if papers:
+        return [catalogue.paper(slug) for slug in dict.fromkeys(papers)]
+    if everything or domain:
+        return catalogue.list_papers(domain=domain)
+    raise ValueError("which papers? give their slugs (`saigen list` shows them), --domain NAME, or --all")
+
+
+def _warn_of_problems() -> None:
+    for problem in catalogue.problems():
+        _err().print(f"[yellow]left out:[/] {escape(problem)}", soft_wrap=True)
+
+
+# --- list, show -----------------------------------------------------------------------------------------------------
+
+
+@app.command("list")
+def list_command(
+    domain: Annotated[str | None, typer.Option(help="Only papers of this domain.")] = None,
+    tag: Annotated[str | None, typer.Option(help="Only papers with this tag.")] = None,
+    rung: Annotated[
+        int | None, typer.Option(min=0, max=5, help="Only papers that stand at least this far up the ladder.")
+    ] = None,
+    as_json: AsJson = False,
+    lang: Lang = "en",
+) -> None:
+    """List the papers that have a room, how far up the ladder of evidence each stands, and its verdict."""
+    from saigen.runner import standing
+
+    lang = _language(lang)
+    rows = [(paper, standing(paper)) for paper in catalogue.list_papers(domain=domain, tag=tag)]
+    rows = [(paper, found) for paper, found in rows if rung is None or found.rung >= rung]
+    _warn_of_problems()
+    if as_json:
+        entries = [
+            {
+                "paper": p.slug, "domain": p.domain, "title": p.card.title, "title_ja": p.card.title_ja, "arxiv": p.card.arxiv,
+                "tags": list(p.card.tags), "rung": s.rung, "verdict": s.headline, "models": list(p.card.models),
+            }
+            for p, s in rows
+        ]  # fmt: skip
+        print(json.dumps(entries, ensure_ascii=False, indent=1))
+        return
+    table = _table(*(label(word, lang) for word in ("paper", "domain", "rung", "verdict")), label("title", lang) + "~")
+    for paper, found in rows:
+        title = paper.card.title_ja if lang == "ja" else paper.card.title
+        table.add_row(
+            paper.slug,
+            paper.domain,
+            f"{found.rung} {RUNGS[lang][found.rung]}",
+            _verdict(found.headline, lang),
+            escape(title),
+        )
+    _out().print(table)
+
+
+@app.command()
+def show(
+    paper: Annotated[str, typer.Argument(metavar="PAPER", help="The slug of a paper.")],
+    as_json: AsJson = False,
+    lang: Lang = "en",
+) -> None:
+    """Show a paper's card, its claims with reported and measured numbers, and how to use its component."""
+    from saigen.runner import standing
+
+    lang = _language(lang)
+    entry = catalogue.paper(paper)
+    found = standing(entry)
+    if as_json:
+        print(
+            json.dumps(
+                entry.card.model_dump(mode="json")
+                | {"slug": entry.slug, "rung": found.rung, "verdict": found.headline},
+                ensure_ascii=False,
+                indent=1,
+            )
+        )
+        return
+    out, card = _out(), entry.card
+    prose = card.ja if lang == "ja" else card.en
+    out.print(f"[bold]{escape(card.title_ja if lang == 'ja' else card.title)}[/]  ({entry.domain}/{entry.slug})")
+    out.print(f"{card.venue} · {', '.join(card.affiliations)} · {card.link}", soft_wrap=True)
+    out.print(f"{label('rung', lang)} {found.rung} {RUNGS[lang][found.rung]} · {_verdict(found.headline, lang)}")
+    for field in ("purpose", "method", "result", "limits"):
+        out.print(f"\n[bold]{label(field, lang)}[/]\n{escape(getattr(prose, field))}", soft_wrap=True)
+    for claim in card.claim:
+        out.print(
+            f"\n[bold]{claim.id}[/] ({claim.where})\n{escape(claim.ja if lang == 'ja' else claim.en)}", soft_wrap=True
+        )
+        table = _table(*(label(word, lang) for word in ("quantity", "reported", "scale", "published", "verdict")))
+        for scale in ("laptop", "real", "full"):
+            result = found.result(claim.id, scale)
+            for judged in result.quantities if result is not None else ():
+                quantity = claim.quantities[judged.name]
+                verdict = _verdict(judged.verdict, lang) + ("" if result.fresh else f" ({label('stale', lang)})")
+                table.add_row(getattr(quantity, lang), reported(quantity), scale, measured(quantity, judged), verdict)
+        if table.row_count == 0:
+            for quantity in claim.quantities.values():
+                table.add_row(getattr(quantity, lang), reported(quantity), "-", "-", label("not run", lang))
+        out.print(table)
+    if card.models:
+        out.print(f"\nsaigen.create_model: {', '.join(card.models)}", soft_wrap=True)
+
+
+def _verdict(verdict: str, lang: str) -> str:
+    return f"[{VERDICT_STYLES.get(verdict, '')}]{label(verdict, lang)}[/]"
+
+
+def number(value: float, unit: str = "") -> str:
+    """A number as a table shows it: four significant digits."""
+    text = f"{value:,.0f}" if abs(value) >= 1e4 and float(value).is_integer() else f"{value:.4g}"
+    return f"{text} {unit}".strip()
+
+
+def reported(quantity: Quantity) -> str:
+    """What the paper reports, as a table shows it."""
+    if not isinstance(quantity.reported, tuple):
+        return number(quantity.reported, quantity.unit)
+    joint = " > " if quantity.kind == "order" else " – "
+    return joint.join(number(value) for value in quantity.reported) + (f" {quantity.unit}" if quantity.unit else "")
+
+
+def measured(quantity: Quantity, judged: Any) -> str:
+    """A measured mean and its interval, as a table shows them."""
+    found = judged.interval
+    if found is None:
+        return "-"
+    if found.low == found.high:
+        return number(found.mean, quantity.unit)
+    if found.n == 1:
+        return f"{number(found.mean, quantity.unit)} (1 seed)"
+    if quantity.kind == "ratio" or quantity.binary:
+        return f"{number(found.mean, quantity.unit)} [{number(found.low)}, {number(found.high)}]"
+    return f"{number(found.mean)} ± {number((found.high - found.low) / 2, quantity.unit)}"
+
+
+# --- run ------------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def run(
+    papers: Papers = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every paper.")] = False,
+    domain: Annotated[str | None, typer.Option(help="Every paper of a domain.")] = None,
+    claim: Annotated[list[str] | None, typer.Option(help="Only this claim; may be given more than once.")] = None,
+    scale: Annotated[
+        str,
+        typer.Option(help="How big: tiny (seconds, no verdict), laptop, real (your data), full (the paper's setting)."),
+    ] = "laptop",
+    seeds: Annotated[int, typer.Option(help="Seeds 0 to N-1, N at most 20.")] = 5,
+    settle: Annotated[
+        bool,
+        typer.Option("--settle", help="After the first five seeds take one more look, at as many as 80 % power needs."),
+    ] = False,
+    jobs: Annotated[
+        int | None, typer.Option(help="Trials at a time; by default the cores at tiny and laptop, one else.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps.")] = "cpu",
+    data: Annotated[Path | None, typer.Option(help="Your own data, for the scales real and full.")] = None,
+    backend: Annotated[str, typer.Option(help="Who spreads the trials: loky (this machine), ray, dask.")] = "loky",
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 unless every claim is reproduced.")] = False,
+    as_json: AsJson = False,
+    lang: Lang = "en",
+) -> None:
+    """Re-measure the claims of papers and judge them beside what the papers report.
+
+    What was measured before and is still fresh is not run again, so after Ctrl-C, a crash or a power cut the same
+    command goes on where it was.
+    """
+    from saigen import runner
+
+    lang = _language(lang)
+    if settle and seeds != runner.FIRST_LOOK:
+        raise ValueError("--settle decides the number of seeds itself: leave --seeds out")
+    chosen = _chosen(papers, everything, domain)
+    options = runner.Options(scale, seeds, jobs, device, data, backend)
+    runner.check_options(options)
+    tasks = runner.plan(chosen, options, claim or ())
+    if not tasks:
+        raise ValueError(f"none of these papers has an experiment at scale {scale!r}")
+    outcomes = _run_with_progress(tasks, options, chosen)
+    if settle:
+        outcomes = _settle(chosen, options, claim or (), outcomes)
+    results = runner.results_of(chosen, outcomes)
+    if runner.rank() != 0:
+        return
+    failures = [outcome for outcome in outcomes if outcome.failed]
+    if as_json:
+        print(_document(results, failures))
+    else:
+        _print_results(chosen, results, lang)
+    for outcome in failures:
+        place = f"{outcome.task.paper} {outcome.task.claim} seed {outcome.task.seed}"
+        if outcome.measurement is None:
+            last = (outcome.log or "").strip().splitlines()[-1]
+            _err().print(
+                f"[red]failed:[/] {place}: {escape(last)} (log: {outcome.task.path.with_suffix('.failed.txt')})",
+                soft_wrap=True,
+            )
+        else:
+            _err().print(
+                f"[red]not finite:[/] {place}: {', '.join(n for n, v in outcome.measurement.values.items() if v is None)}",
+                soft_wrap=True,
+            )
+    if failures or (strict and any(result.verdict != "reproduced" for result in results)):
+        raise typer.Exit(1)
+
+
+def _run_with_progress(tasks: Sequence[Any], options: Any, papers: Sequence[Paper]) -> list[Any]:
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    from saigen import runner
+
+    store = runner.Store()
+    store.check_writable()
+    if runner.rank() != 0:
+        return runner.run_tasks(tasks, options)
+    err = _err()
+    waiting = [task for task in tasks if store.read(task.path) is None]
+    jobs = options.jobs or runner.default_jobs(options.scale)
+    seconds = runner.forecast(waiting, jobs, papers)
+    have = f", {len(tasks) - len(waiting)} measured before" if len(waiting) < len(tasks) else ""
+    guess = (
+        ""
+        if not waiting
+        else f": about {duration(seconds)}"
+        if seconds is not None
+        else ": never measured before, so no forecast"
+    )
+    err.print(f"{len(waiting)} trials to run on {min(jobs, max(1, len(waiting)))} processes{have}{guess}")
+    if not err.is_terminal:
+        count = 0
+
+        def told(outcome: Any) -> None:
+            nonlocal count
+            count += 1
+            if not outcome.reused:
+                err.print(f"[{count}/{len(tasks)}] {_told(outcome)}", markup=False)
+
+        return runner.run_tasks(tasks, options, told)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=err, transient=True) as progress:
+        bars = {
+            key: progress.add_task(f"{key[0]} {key[1]}", total=sum((t.paper, t.claim) == key for t in tasks))
+            for key in dict.fromkeys((task.paper, task.claim) for task in tasks)
+        }
+
+        def advance(outcome: Any) -> None:
+            progress.advance(bars[outcome.task.paper, outcome.task.claim])
+            if not outcome.reused:
+                progress.console.print(_told(outcome), markup=False)
+
+        return runner.run_tasks(tasks, options, advance)
+
+
+def _told(outcome: Any) -> str:
+    task = outcome.task
+    end = f"{outcome.measurement.seconds:.1f} s" if outcome.measurement is not None else "failed"
+    return f"{task.paper} {task.claim} {task.scale} seed {task.seed}: {end}"
+
+
+def duration(seconds: float) -> str:
+    """A time as people say it."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _settle(papers: Sequence[Paper], options: Any, claims: Sequence[str], outcomes: list[Any]) -> list[Any]:
+    """One more look, at 0 to N-1, with N announced from the spread of the first five."""
+    import dataclasses
+
+    from saigen import runner
+    from saigen.claims.evidence import enough_seeds
+    from saigen.claims.verdict import seeds_needed
+
+    everything = list(outcomes)
+    for result in runner.results_of(papers, outcomes):
+        paper = catalogue.paper(result.paper)
+        claim = paper.card.find_claim(result.claim)
+        if enough_seeds(claim, 1) or result.seeds < runner.FIRST_LOOK or options.scale == "tiny":
+            continue
+        n = seeds_needed(claim, [m.numbers for m in result.measurements[: runner.FIRST_LOOK]], options.scale)
+        if n == runner.FIRST_LOOK:
+            continue
+        _err().print(f"{paper.slug} {claim.id}: one more look, at {n} seeds")
+        more = [
+            t
+            for t in runner.plan([paper], dataclasses.replace(options, seeds=n), [claim.id])
+            if t.seed >= runner.FIRST_LOOK
+        ]
+        everything += _run_with_progress(more, options, [paper])
+    return everything
+
+
+def _document(results: Sequence[Any], failures: Sequence[Any]) -> str:
+    """Sorted by paper, claim and seed; no forecasts, so that the same runs give the same document."""
+    entries = []
+    for result in sorted(results, key=lambda r: (r.paper, r.claim)):
+        entries.append(
+            {
+                "paper": result.paper,
+                "claim": result.claim,
+                "scale": result.scale,
+                "verdict": result.verdict,
+                "quantities": {
+                    q.name: {
+                        "verdict": q.verdict,
+                        "values": [_finite(v) for v in q.values],
+                        "mean": _finite(q.interval.mean) if q.interval else None,
+                        "interval": [_finite(q.interval.low), _finite(q.interval.high)] if q.interval else None,
+                        "bar": q.bar,
+                    }
+                    for q in result.quantities
+                },
+                "measurements": [m.model_dump(mode="json") for m in result.measurements],
+            }
+        )
+    failed = [
+        {"paper": o.task.paper, "claim": o.task.claim, "scale": o.task.scale, "seed": o.task.seed, "log": o.log}
+        for o in sorted(failures, key=lambda o: (o.task.paper, o.task.claim, o.task.seed))
+    ]
+    return json.dumps({"results": entries, "failed": failed}, ensure_ascii=False, indent=1, allow_nan=False)
+
+
+def _finite(value: float) -> float | None:
+    import math
+
+    return value if math.isfinite(value) else None
+
+
+def _print_results(papers: Sequence[Paper], results: Sequence[Any], lang: str) -> None:
+    from saigen import runner
+
+    out = _out()
+    words = ("paper", "claim", "quantity", "reported", "published", "yours", "verdict")
+    table = _table(*(label(word, lang) for word in words))
+    short_of: list[Paper] = []
+    for result in results:
+        paper = catalogue.paper(result.paper)
+        claim = paper.card.find_claim(result.claim)
+        before = next((r for r in runner.published(paper, (result.scale,)) if r.claim == result.claim), None)
+        for index, (name, quantity) in enumerate(claim.quantities.items()):
+            judged = next((q for q in result.quantities if q.name == name), None)
+            then = next((q for q in before.quantities if q.name == name), None) if before else None
+            table.add_row(
+                paper.slug if index == 0 else "",
+                claim.id if index == 0 else "",
+                getattr(quantity, lang),
+                reported(quantity),
+                measured(quantity, then) if then else "-",
+                measured(quantity, judged) if judged and judged.interval else _raw(judged),
+                _verdict(judged.verdict if judged else "not run", lang),
+            )
+        table.add_row(
+            "",
+            "",
+            "",
+            "",
+            "",
+            f"{label('seeds', lang)} {result.seeds}, {result.scale}",
+            f"[bold]{_verdict(result.verdict, lang)}[/]",
+            end_section=True,
+        )
+        if result.verdict in ("not reproduced", "inconclusive", "direction only") and paper not in short_of:
+            short_of.append(paper)
+    out.print(table)
+    for paper in short_of:
+        if paper.card.trap:
+            out.print(f"\n[bold]{paper.slug}: {label('traps', lang)}[/]")
+            for trap in paper.card.trap:
+                out.print(f"  - {escape(getattr(trap, lang))}", soft_wrap=True)
+
+
+def _raw(judged: Any) -> str:
+    return ", ".join(number(value) for value in judged.values) if judged and judged.values else "-"
+
+
+# --- apply ----------------------------------------------------------------------------------------------------------
+
+
+@app.command(
+    "apply",
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []},
+    options_metavar="PAPER INPUT... --out PATH [OPTIONS]",
+)
+def apply_command(
+    ctx: typer.Context,
+    paper: Annotated[str | None, typer.Argument(metavar="PAPER", help="The slug of a paper.")] = None,
+) -> None:
+    """Use a paper's method on your own files; `saigen apply PAPER --help` shows what it takes."""
+    able = [entry.slug for entry in catalogue.list_papers() if entry.has("apply.py")]
+    if paper in (None, "--help", "-h"):
+        typer.echo(
+            "Usage: saigen apply PAPER INPUT... --out PATH [OPTIONS]\n\nUse a paper's method on your own files.\n"
+        )
+        typer.echo(
+            f"Papers that map files to files: {', '.join(able)}\n`saigen apply PAPER --help` shows what each takes."
+        )
+        return
+    entry = catalogue.paper(paper)
+    if not entry.has("apply.py"):
+        raise ValueError(f"{paper} does not map files to files: `saigen apply` takes {', '.join(able)}")
+    function = entry.module("apply").apply
+    room = typer.Typer(
+        pretty_exceptions_enable=False, add_completion=False, context_settings={"help_option_names": ["-h", "--help"]}
+    )
+
+    def finish(said: str | None, **_: Any) -> None:
+        if said:
+            typer.echo(said)
+
+    room.command(name=f"apply {paper}")(function)
+    command = typer.main.get_command(room)
+    finish(command.main(args=ctx.args, prog_name=f"saigen apply {paper}", standalone_mode=False))
+
+
+# --- publish --------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def publish(
+    papers: Papers = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every paper with fresh local measurements.")] = False,
+) -> None:
+    """Merge fresh local measurements into the published evidence of papers (for maintainers of a room).
+
+    Refuses code that is not committed, tiny runs and sets with missing seeds. Where only code changed and `tiny`, rerun,
+    gives the same bits, earlier evidence is carried over.
+    """
+    from saigen.claims import evidence
+    from saigen.claims.evidence import EvidenceError, Store
+
+    store = Store()
+    for entry in _chosen(papers, everything):
+        _refuse_uncommitted(entry)
+        local = store.measurements(entry.slug)
+        before = evidence.read_evidence(entry.evidence_path)
+        tiny = [m for m in local if m.scale == "tiny"]
+        new = evidence.carry_over(entry, before, tiny)
+        carried = len(new)
+        try:
+            known = {(m.set_key, m.seed) for m in new}
+            new += [m for m in evidence.merge(entry, local) if (m.set_key, m.seed) not in known]
+        except EvidenceError:
+            if not everything and not new:
+                raise
+        if new:
+            evidence.append(entry.evidence_path, new)
+        typer.echo(f"{entry.slug}: {len(new) - carried} measurements published, {carried} carried over")
+
+
+def _refuse_uncommitted(paper: Paper) -> None:
+    import subprocess
+
+    from saigen.claims.evidence import EvidenceError, code_files
+
+    files = [*code_files(paper), paper.folder / "card.toml"]
+    try:
+        done = subprocess.run(
+            ["git", "status", "--porcelain", "--", *map(str, files)],
+            cwd=paper.folder,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        raise EvidenceError(f"{paper.slug} cannot be published from here: its folder is not a git checkout") from error
+    if done.stdout.strip():
+        changed = re.sub(r"^..\s", "", done.stdout.strip().splitlines()[0])
+        raise EvidenceError(f"{paper.slug} cannot be published: {changed} has changes that are not committed")

@@ -1,0 +1,583 @@
+"""Runs trials: seeds in parallel, resumable, one file a measurement; then judges what they gave."""
+
+import contextlib
+import dataclasses
+import datetime
+import hashlib
+import json
+import math
+import os
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from saigen.cards import catalogue
+from saigen.cards.catalogue import Paper, nearest
+from saigen.cards.schema import Claim
+from saigen.claims import evidence
+from saigen.claims.evidence import Measurement, Store
+from saigen.files import write_text
+
+SCALES = ("tiny", "laptop", "real", "full")
+FIRST_LOOK = 5
+MOST_SEEDS = 20
+ONE_THREAD_SCALES = ("tiny", "laptop")
+BACKENDS = ("loky", "ray", "dask")
+
+
+@dataclass(frozen=True)
+class Task:
+    """A trial to be run, and where its measurement will lie."""
+
+    paper: str
+    claim: str
+    scale: str
+    seed: int
+    device: str
+    data: str | None
+    threads: int
+    clock: bool
+    key: str
+    path: Path
+    code: str
+    card: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a task: a measurement, or the log of its failure; ``reused`` where it lay there already."""
+
+    task: Task
+    measurement: Measurement | None
+    log: str | None = None
+    reused: bool = False
+
+    @property
+    def failed(self) -> bool:
+        """True where the claim raised, or gave a value that is not finite."""
+        return self.measurement is None or any(value is None for value in self.measurement.values.values())
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run."""
+
+    scale: str = "laptop"
+    seeds: int = FIRST_LOOK
+    jobs: int | None = None
+    device: str = "cpu"
+    data: Path | None = None
+    backend: str = "loky"
+
+
+def check_options(options: Options) -> None:
+    """Raises ``ValueError`` with one sentence for an impossible scale, count, device, path or backend."""
+    if options.scale not in SCALES:
+        raise ValueError(
+            f"there is no scale {options.scale!r}{nearest(options.scale, SCALES)}: the scales are {', '.join(SCALES)}"
+        )
+    if not 1 <= options.seeds <= MOST_SEEDS:
+        raise ValueError(f"--seeds is {options.seeds}, allowed is 1 to {MOST_SEEDS} (seeds 0 to N-1)")
+    if options.jobs is not None and options.jobs < 1:
+        raise ValueError(f"--jobs is {options.jobs}, allowed is a whole number of at least 1")
+    if options.backend not in BACKENDS:
+        raise ValueError(
+            f"there is no backend {options.backend!r}{nearest(options.backend, BACKENDS)}: they are {', '.join(BACKENDS)}"
+        )
+    if options.data is not None and not options.data.exists():
+        raise ValueError(f"--data is {options.data}, and there is nothing there")
+    if options.device != "cpu":
+        import torch
+
+        try:
+            device = torch.device(options.device)
+            torch.empty(1, device=device)
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(
+                f"--device is {options.device!r}, which this machine cannot use: {str(error).splitlines()[0]}"
+            ) from error
+        if device.type == "meta":
+            raise ValueError("--device is 'meta', which holds no numbers")
+
+
+def plan(
+    papers: Sequence[Paper],
+    options: Options,
+    claims: Sequence[str] = (),
+    store: Store | None = None,
+    *,
+    seeds: Sequence[int] | None = None,
+) -> list[Task]:
+    """The trials asked for, those with clock quantities last.
+
+    Raises ``ValueError`` for a claim that none of ``papers`` has, or a scale that a named claim cannot be run at.
+    """
+    store = store or Store()
+    known = [claim.id for paper in papers for claim in paper.card.claim]
+    for name in claims:
+        if name not in known:
+            where = papers[0].slug if len(papers) == 1 else "these papers"
+            raise ValueError(f"{where} has no claim {name!r}{nearest(name, known)}: the claims are {', '.join(known)}")
+    tasks = []
+    data_key = _data_key(options.data)
+    for paper in papers:
+        code = evidence.code_digest(paper)
+        for claim in paper.card.claim:
+            if claims and claim.id not in claims:
+                continue
+            if options.scale not in claim.scales:
+                if claims or (len(papers) == 1 and not any(options.scale in c.scales for c in paper.card.claim)):
+                    raise ValueError(
+                        f"{paper.slug} {claim.id} has no experiment at scale {options.scale!r}: it has {', '.join(claim.scales)}"
+                    )
+                continue
+            threads = 1 if options.scale in ONE_THREAD_SCALES else max(1, (os.cpu_count() or 1) // (options.jobs or 1))
+            card = evidence.claim_digest(claim)
+            wanted = seeds if seeds is not None else range(options.seeds)
+            if seeds is None and evidence.enough_seeds(claim, 1):
+                wanted = range(1)
+            for seed in wanted:
+                machine = evidence.machine_kind(evidence.environment(options.device, threads))
+                key = evidence.digest(repr((code, card, options.device, data_key, machine, threads)))
+                path = store.path(paper.slug, claim.id, options.scale, seed, key)
+                data = None if options.data is None else str(options.data.resolve())
+                tasks.append(
+                    Task(
+                        paper.slug,
+                        claim.id,
+                        options.scale,
+                        seed,
+                        options.device,
+                        data,
+                        threads,
+                        claim.clock,
+                        key,
+                        path,
+                        code,
+                        card,
+                    )
+                )
+    return sorted(tasks, key=lambda task: task.clock)
+
+
+def _data_key(path: Path | None) -> str:
+    """Tells the user's data apart by names, sizes and times, without reading it."""
+    if path is None:
+        return ""
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    total = hashlib.sha256()
+    for file in files:
+        status = file.stat()
+        total.update(f"{file.relative_to(path)}|{status.st_size}|{status.st_mtime_ns}\n".encode())
+    return total.hexdigest()
+
+
+def forecast(tasks: Sequence[Task], jobs: int, papers: Sequence[Paper]) -> float | None:
+    """Seconds the tasks will take, from published and local measurements; None where nothing like them was measured."""
+    known: dict[tuple[str, str, str], list[float]] = {}
+    for paper in papers:
+        for measurement in [*evidence.read_evidence(paper.evidence_path), *Store().measurements(paper.slug)]:
+            known.setdefault((paper.slug, measurement.claim, measurement.scale), []).append(measurement.seconds)
+    parallel = alone = 0.0
+    for task in tasks:
+        seconds = known.get((task.paper, task.claim, task.scale))
+        if seconds is None:
+            if task.scale != "tiny":
+                return None
+            seconds = [5.0]
+        mean = sum(seconds) / len(seconds)
+        if task.clock:
+            alone += mean
+        else:
+            parallel += mean
+    start = 6.0 if tasks else 0.0
+    return start + parallel / max(1, min(jobs, len(tasks) or 1)) + alone
+
+
+def execute(task: Task) -> tuple[Measurement | None, str | None]:
+    """Runs one trial in this process and returns its measurement, or the log of its failure."""
+    import torch
+
+    from saigen.trial import Trial
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(task.threads)
+    started = time.perf_counter()
+    try:
+        paper = catalogue.paper(task.paper)
+        module = paper.module("claims")
+        trial = Trial(
+            seed=task.seed,
+            scale=task.scale,
+            device=torch.device(task.device),
+            data_path=None if task.data is None else Path(task.data),
+            scratch=None if task.scale in ONE_THREAD_SCALES else task.path.parent / f"{task.path.stem}.scratch",
+        )
+        returned = getattr(module, task.claim)(trial)
+        values = {name: float(value) if math.isfinite(value) else None for name, value in returned.items()}
+        claim = paper.card.find_claim(task.claim)
+        for name, quantity in claim.quantities.items():
+            missing = [key for key in (quantity.of or (name,)) if key not in values]
+            if missing:
+                raise KeyError(f"the claim function returned no {', '.join(missing)}")
+        setting = dataclasses.asdict(module.SIZES[task.scale])
+    except Exception:
+        return None, traceback.format_exc()
+    finally:
+        torch.set_num_threads(threads)
+    return (
+        Measurement(
+            paper=task.paper,
+            claim=task.claim,
+            scale=task.scale,
+            seed=task.seed,
+            values=values,
+            seconds=round(time.perf_counter() - started, 3),
+            code=task.code,
+            card=task.card,
+            setting=_plain(setting),
+            data=dict(trial.used_data),
+            environment=evidence.environment(task.device, task.threads),
+            created=datetime.datetime.now(datetime.UTC).replace(microsecond=0),
+        ),
+        None,
+    )
+
+
+def _plain(value: Any) -> Any:
+    """What JSON gives back: tuples as lists, keys as text."""
+    return json.loads(json.dumps(value, default=str))
+
+
+def work(task: Task) -> Outcome:
+    """Runs a task and keeps its measurement; one that another process is running is waited for, not run twice."""
+    import filelock
+
+    store = Store()
+    task.path.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(f"{task.path}.lock"):
+        found = store.read(task.path)
+        if found is not None:
+            return Outcome(task, found, reused=True)
+        measurement, log = execute(task)
+        if measurement is None:
+            store.write_failure(task.path, log or "")
+        else:
+            store.write(task.path, measurement)
+            task.path.with_suffix(".failed.txt").unlink(missing_ok=True)
+            _remove_scratch(task)
+    with contextlib.suppress(OSError):
+        os.unlink(f"{task.path}.lock")
+    return Outcome(task, measurement, log)
+
+
+def _remove_scratch(task: Task) -> None:
+    import shutil
+
+    shutil.rmtree(task.path.parent / f"{task.path.stem}.scratch", ignore_errors=True)
+
+
+def _remote(task: Task) -> tuple[Task, Measurement | None, str | None]:
+    # On another machine the store is not ours to write: the measurement travels back.
+    return (task, *execute(task))
+
+
+def run_tasks(
+    tasks: Sequence[Task], options: Options, on_outcome: Callable[[Outcome], None] = lambda outcome: None
+) -> list[Outcome]:
+    """Runs what is not there yet, in parallel where it may be, and returns every outcome in the order of ``tasks``."""
+    store = Store()
+    store.check_writable()
+    outcomes: dict[Task, Outcome] = {}
+
+    def done(outcome: Outcome) -> None:
+        outcomes[outcome.task] = outcome
+        on_outcome(outcome)
+
+    waiting = []
+    for task in tasks:
+        found = store.read(task.path)
+        if found is None:
+            waiting.append(task)
+        else:
+            done(Outcome(task, found, reused=True))
+    together = [task for task in waiting if not task.clock]
+    alone = [task for task in waiting if task.clock]
+    if _world_size() > 1:
+        for task in waiting:
+            done(_work_distributed(task))
+    else:
+        for outcome in _in_parallel(together, options):
+            done(outcome)
+        for task in alone:
+            done(work(task))
+    return [outcomes[task] for task in tasks]
+
+
+def _in_parallel(tasks: Sequence[Task], options: Options) -> Iterator[Outcome]:
+    import joblib
+
+    jobs = options.jobs or default_jobs(options.scale)
+    if not tasks:
+        return
+    if options.backend != "loky":
+        yield from _on_cluster(tasks, options)
+        return
+    if jobs == 1 or len(tasks) == 1:
+        yield from map(work, tasks)
+        return
+    with joblib.parallel_config(backend="loky", inner_max_num_threads=tasks[0].threads):
+        yield from joblib.Parallel(n_jobs=min(jobs, len(tasks)), return_as="generator_unordered", batch_size=1)(
+            joblib.delayed(work)(task) for task in tasks
+        )
+
+
+def _on_cluster(tasks: Sequence[Task], options: Options) -> Iterator[Outcome]:
+    """joblib's Ray or Dask backend: workers return measurements, which are stored here batch by batch."""
+    import joblib
+
+    store = Store()
+    if options.backend == "ray":
+        try:
+            from ray.util.joblib import register_ray
+        except ImportError as error:
+            raise ValueError("--backend ray needs ray: pip install 'saigen[ray]'") from error
+        register_ray()
+    else:
+        try:
+            import distributed
+
+            distributed.get_client()
+        except ImportError as error:
+            raise ValueError("--backend dask needs dask: pip install distributed") from error
+        except ValueError as error:
+            raise ValueError(
+                "--backend dask needs a running client in this process: use saigen.run() under one"
+            ) from error
+    width = options.jobs or max(8, 4 * (os.cpu_count() or 1))
+    for start in range(0, len(tasks), width):
+        batch = tasks[start : start + width]
+        with joblib.parallel_config(backend=options.backend):
+            results = joblib.Parallel(n_jobs=options.jobs or -1)(joblib.delayed(_remote)(task) for task in batch)
+        for task, measurement, log in results:
+            if measurement is None:
+                store.write_failure(task.path, log or "")
+            else:
+                store.write(task.path, measurement)
+            yield Outcome(task, measurement, log)
+
+
+def _work_distributed(task: Task) -> Outcome:
+    """Under ``torchrun``: every process runs the same trial, rank 0 writes."""
+    import torch.distributed
+
+    measurement, log = execute(task)
+    if rank() == 0:
+        if measurement is None:
+            Store().write_failure(task.path, log or "")
+        else:
+            Store().write(task.path, measurement)
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+    return Outcome(task, measurement, log)
+
+
+def _world_size() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def rank() -> int:
+    """The number of this process under ``torchrun``, else 0."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def default_jobs(scale: str) -> int:
+    """As many processes as cores at the scales that use one thread a trial; one at the others, with all threads."""
+    return (os.cpu_count() or 1) if scale in ONE_THREAD_SCALES else 1
+
+
+# --- judging --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ClaimResult:
+    """A claim at a scale: its verdict, each quantity judged, and the measurements behind them."""
+
+    paper: str
+    claim: str
+    scale: str
+    verdict: str
+    quantities: tuple[Any, ...]
+    measurements: tuple[Measurement, ...]
+    fresh: bool = True
+
+    @property
+    def seeds(self) -> int:
+        return len(self.measurements)
+
+
+def judge(
+    paper: Paper, claim: Claim, scale: str, measurements: Sequence[Measurement], *, fresh: bool = True
+) -> ClaimResult:
+    """Judges the one set among ``measurements`` that a verdict may use; ``not run`` where there is none."""
+    from saigen.claims.verdict import Verdict, judge_claim
+
+    chosen = evidence.chosen_set(measurements, claim, scale)
+    if not chosen:
+        return ClaimResult(paper.slug, claim.id, scale, Verdict.NOT_RUN, (), (), fresh)
+    verdict, quantities = judge_claim(claim, [m.numbers for m in chosen], scale)
+    return ClaimResult(paper.slug, claim.id, scale, verdict, tuple(quantities), tuple(chosen), fresh)
+
+
+def published(paper: Paper, scales: Sequence[str] = ("laptop", "real", "full")) -> list[ClaimResult]:
+    """The published evidence of a paper, judged: fresh where there is fresh evidence, else stale and marked so."""
+    code = evidence.code_digest(paper)
+    measurements = evidence.read_evidence(paper.evidence_path)
+    results = []
+    for claim in paper.card.claim:
+        for scale in scales:
+            if scale not in claim.scales:
+                continue
+            own = [m for m in measurements if m.claim == claim.id and m.scale == scale]
+            fresh = [m for m in own if evidence.is_fresh(m, paper, code)]
+            usable = fresh or [m for m in own if _answers(m, claim)]
+            results.append(_judge_cached(paper, claim, scale, usable, fresh=bool(fresh) or not usable))
+    return results
+
+
+def _answers(measurement: Measurement, claim: Claim) -> bool:
+    """True where an old measurement still has every value that today's card asks for."""
+    return all(key in measurement.values for name, q in claim.quantities.items() for key in (q.of or (name,)))
+
+
+def _judge_cached(
+    paper: Paper, claim: Claim, scale: str, measurements: Sequence[Measurement], *, fresh: bool
+) -> ClaimResult:
+    """``judge``, remembered: judging imports SciPy, and showing what is known must not wait for that."""
+    from saigen.claims import verdict as judging
+
+    if not measurements:
+        return ClaimResult(paper.slug, claim.id, scale, judging.Verdict.NOT_RUN, (), (), fresh)
+    chosen = evidence.chosen_set(measurements, claim, scale)
+    rules = Path(judging.__file__).read_bytes()
+    key = evidence.digest(
+        repr([[m.line() for m in chosen], evidence.claim_digest(claim), scale, evidence.digest(rules)])
+    )
+    path = evidence.home() / "judged" / f"{key}.json"
+    try:
+        kept = json.loads(path.read_text())
+        quantities = tuple(
+            judging.Judged(
+                q["name"],
+                judging.Verdict(q["verdict"]),
+                tuple(float(v) for v in q["values"]),
+                None
+                if q["interval"] is None
+                else judging.Interval(*(float(v) for v in q["interval"][:3]), q["interval"][3]),
+                q["bar"],
+            )
+            for q in kept["quantities"]
+        )
+        return ClaimResult(
+            paper.slug, claim.id, scale, judging.Verdict(kept["verdict"]), quantities, tuple(chosen), fresh
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    result = judge(paper, claim, scale, measurements, fresh=fresh)
+    as_kept = {
+        "verdict": result.verdict,
+        "quantities": [
+            {
+                "name": q.name,
+                "verdict": q.verdict,
+                "values": [repr(v) for v in q.values],
+                "interval": None
+                if q.interval is None
+                else [repr(q.interval.mean), repr(q.interval.low), repr(q.interval.high), q.interval.n],
+                "bar": q.bar,
+            }
+            for q in result.quantities
+        ],
+    }
+    with contextlib.suppress(ValueError, OSError):
+        write_text(path, json.dumps(as_kept))
+    return result
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How far up the ladder of evidence a paper stands, and what its claims gave."""
+
+    rungs: frozenset[int]
+    results: tuple[ClaimResult, ...]
+
+    @property
+    def rung(self) -> int:
+        """The highest rung that is reached with all below it; 0 where even the first is not."""
+        return max((n for n in range(1, 6) if all(m in self.rungs for m in range(1, n + 1))), default=0)
+
+    def result(self, claim: str, scale: str) -> ClaimResult | None:
+        """The result of a claim at a scale."""
+        return next((r for r in self.results if r.claim == claim and r.scale == scale), None)
+
+    @property
+    def headline(self) -> str:
+        """The verdict of the paper: its weakest claim at the highest scale at which every claim of that scale was run."""
+        from saigen.claims.verdict import Verdict, weakest
+
+        for scale in ("full", "real", "laptop"):
+            of_scale = [r for r in self.results if r.scale == scale]
+            measured = [r for r in of_scale if r.measurements]
+            if measured and len(measured) == len(of_scale):
+                return weakest([Verdict(r.verdict) for r in measured])
+        return Verdict.NOT_RUN
+
+
+def standing(paper: Paper) -> Standing:
+    """The rungs a paper has reached (3 to 5 by complete, fresh sets of seeds, whatever the verdict) and its results."""
+    results = published(paper)
+    rungs = {1} if paper.card.number else set()
+    rungs |= {2} if paper.card.parity else set()
+    for rung, scale in ((3, "laptop"), (4, "real"), (5, "full")):
+        of_scale = [(paper.card.find_claim(r.claim), r) for r in results if r.scale == scale]
+        if of_scale and all(r.fresh and evidence.enough_seeds(claim, r.seeds) for claim, r in of_scale):
+            rungs.add(rung)
+    return Standing(frozenset(rungs), tuple(results))
+
+
+def run(
+    papers: Sequence[str] | str,
+    *,
+    claims: Sequence[str] = (),
+    scale: str = "laptop",
+    seeds: int = FIRST_LOOK,
+    jobs: int | None = None,
+    device: str = "cpu",
+    data: str | Path | None = None,
+    backend: str = "loky",
+) -> list[ClaimResult]:
+    """Measures the claims of ``papers`` and judges them; what was measured before and is still fresh is not run again.
+
+    >>> results = run("confident_learning", scale="tiny", seeds=1)  # doctest: +SKIP
+    """
+    slugs = [papers] if isinstance(papers, str) else list(papers)
+    chosen = [catalogue.paper(slug) for slug in slugs]
+    options = Options(scale, seeds, jobs, device, None if data is None else Path(data), backend)
+    check_options(options)
+    tasks = plan(chosen, options, claims)
+    return results_of(chosen, run_tasks(tasks, options))
+
+
+def results_of(papers: Sequence[Paper], outcomes: Sequence[Outcome]) -> list[ClaimResult]:
+    """The outcomes of a run, judged claim by claim, in the order of the papers' cards."""
+    results = []
+    for paper in papers:
+        for claim in paper.card.claim:
+            own = [o for o in outcomes if o.task.paper == paper.slug and o.task.claim == claim.id]
+            if own:
+                measured = [o.measurement for o in own if o.measurement is not None]
+                results.append(judge(paper, claim, own[0].task.scale, measured))
+    return results
