@@ -6,7 +6,7 @@ from saigen.nn.mlp_mixer import MLPMixer, TokenMLP, convert_mixer_state_dict, le
 from tests.nn.test_vision_transformer import jittered
 from tests.peers import need_module
 
-TINY = dict(img_size=32, patch_size=8, embed_dim=48, depth=2, num_classes=7)
+TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_classes": 7}
 
 
 def test_token_mlp_is_the_mlp_on_the_other_axis():
@@ -41,7 +41,7 @@ def test_equals_timm_in_outputs_and_gradients(gelu):
 @pytest.mark.parametrize("name", ["mixer_s32_224", "mixer_b16_224"])
 def test_keys_and_shapes_are_timms(name):
     timm = need_module("timm")
-    sizes = {"mixer_s32_224": dict(embed_dim=512, depth=8, patch_size=32), "mixer_b16_224": {}}
+    sizes = {"mixer_s32_224": {"embed_dim": 512, "depth": 8, "patch_size": 32}, "mixer_b16_224": {}}
     with torch.device("meta"):
         ours, theirs = MLPMixer(**sizes[name]), timm.create_model(name)
     shapes = [{key: value.shape for key, value in model.state_dict().items()} for model in (ours, theirs)]
@@ -98,7 +98,6 @@ def test_head_can_be_replaced_and_read():
         (lambda: MLPMixer(img_size=30, patch_size=16), "img_size is 30"),
         (lambda: MLPMixer(depth=0), "depth is 0"),
         (lambda: MLPMixer(num_classes=-1), "num_classes is -1"),
-        (lambda: MLPMixer(**TINY, gelu="relu"), "gelu is 'relu'"),
         (lambda: MLPMixer(**TINY)(torch.rand(2, 1, 32, 32)), "x has shape (2, 1, 32, 32)"),
         (lambda: MLPMixer(**TINY)(torch.rand(2, 3, 64, 64)), "x has shape (2, 3, 64, 64)"),
         (lambda: MLPMixer(**TINY).reset_classifier(-2), "num_classes is -2"),

@@ -233,7 +233,7 @@ def test_equals_the_official_step_written_in_numpy():
 
     parameter = nn.Parameter(torch.from_numpy(w.copy()))
     optimizer = SAM(
-        [parameter], torch.optim.SGD, rho=rho, l2=l2, max_grad_norm=clip, perturb_eps=0, lr=lr, momentum=beta, nesterov=True
+        [parameter], torch.optim.SGD, rho=rho, l2=l2, max_grad_norm=clip, perturb_eps=0.0, lr=lr, momentum=beta, nesterov=True
     )
 
     def closure():
@@ -503,7 +503,7 @@ def test_two_processes_perturb_by_their_own_shares():
         port = s.getsockname()[1]
     with mp.Manager() as manager:
         results = manager.dict()
-        mp.spawn(_worker, args=(port, results), nprocs=2)
+        mp.start_processes(_worker, args=(port, results), nprocs=2, start_method="fork")
         found = {key: torch.tensor(value, dtype=torch.double) for key, value in results.items()}
     for sync in (False, True):
         assert torch.equal(found[0, sync], found[1, sync])
@@ -519,9 +519,9 @@ def test_two_processes_perturb_by_their_own_shares():
     [
         (lambda net: SAM(net.parameters(), torch.optim.SGD, rho=-0.1, lr=0.1), "rho is -0.1"),
         (lambda net: SAM(net.parameters(), torch.optim.SGD, rho=float("nan"), lr=0.1), "rho is nan"),
-        (lambda net: SAM(net.parameters(), torch.optim.SGD, l2=-1, lr=0.1), "l2 is -1"),
-        (lambda net: SAM(net.parameters(), torch.optim.SGD, perturb_eps=-1, lr=0.1), "perturb_eps is -1"),
-        (lambda net: SAM(net.parameters(), torch.optim.SGD, max_grad_norm=0, lr=0.1), "max_grad_norm is 0"),
+        (lambda net: SAM(net.parameters(), torch.optim.SGD, l2=-1.0, lr=0.1), "l2 is -1.0"),
+        (lambda net: SAM(net.parameters(), torch.optim.SGD, perturb_eps=-1.0, lr=0.1), "perturb_eps is -1.0"),
+        (lambda net: SAM(net.parameters(), torch.optim.SGD, max_grad_norm=0.0, lr=0.1), "max_grad_norm is 0.0"),
         (lambda net: SAM([{"params": net.parameters(), "rho": -2}], torch.optim.SGD, lr=0.1), "rho is -2"),
         (lambda net: SAM(net.parameters(), torch.optim.SGD(net.parameters(), lr=0.1)), "base_optimizer is SGD"),
         (lambda net: SAM(net.parameters(), lambda params: None), "base_optimizer made"),

@@ -153,12 +153,17 @@ def sam_mixer_l16_224(*, num_classes: int = 1000, in_chans: int = 3, **overrides
 
 
 _BLOCK = re.compile(r"^Transformer/encoderblock_(\d+)/(.+)/(kernel|bias|scale)$")
+# Published checkpoints number a block's modules through (0 to 3); newer Flax starts anew for every kind.
 _IN_BLOCK = {
     "LayerNorm_0": "norm1",
+    "LayerNorm_1": "norm2",
     "LayerNorm_2": "norm2",
+    "MlpBlock_0/Dense_0": "mlp.fc1",
+    "MlpBlock_0/Dense_1": "mlp.fc2",
     "MlpBlock_3/Dense_0": "mlp.fc1",
     "MlpBlock_3/Dense_1": "mlp.fc2",
 }
+_ATTENTION = ("MultiHeadDotProductAttention_0", "MultiHeadDotProductAttention_1")
 _OUTSIDE = {
     "embedding/kernel": "patch_embed.proj.weight",
     "embedding/bias": "patch_embed.proj.bias",
@@ -197,10 +202,10 @@ def vit_from_flax(state: dict[str, Tensor]) -> dict[str, Tensor]:
         attention, _, projection = place.partition("/")
         if place in _IN_BLOCK:
             ours[f"blocks.{number}.{_IN_BLOCK[place]}.{kind}"] = flax_array(value, last)
-        elif attention == "MultiHeadDotProductAttention_1" and projection in _PROJECTIONS:
+        elif attention in _ATTENTION and projection in _PROJECTIONS:
             rows = value.reshape(value.shape[0], -1).T if kind == "weight" else value.reshape(-1)
             parts.setdefault(f"blocks.{number}.attn.qkv.{kind}", {})[projection] = (given, rows)
-        elif attention == "MultiHeadDotProductAttention_1" and projection == "out":
+        elif attention in _ATTENTION and projection == "out":
             ours[f"blocks.{number}.attn.proj.{kind}"] = (
                 value.reshape(-1, value.shape[-1]).T.contiguous() if kind == "weight" else value
             )

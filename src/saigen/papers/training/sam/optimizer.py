@@ -14,7 +14,7 @@ and solves the inner problem to first order. With ε held constant, one step is 
 ASAM (Kwon et al., arXiv 2102.11600) measures the ball in units of the weights: ε = ρ T²g / ||T g||₂ with T = |w|.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -69,7 +69,7 @@ class SAM(Optimizer):
     def __init__(
         self,
         params: Any,
-        base_optimizer: Callable[..., Optimizer],
+        base_optimizer: Any,
         rho: float = 0.05,
         adaptive: bool = False,
         *,
@@ -301,13 +301,13 @@ def _check_radii(values: dict[str, Any]) -> None:
             raise ValueError(f"{name} is {values[name]}, allowed is a finite number of at least 0")
 
 
-def _norms(tensors: list[Tensor]) -> list[Tensor]:
+def _norms(tensors: Sequence[Tensor]) -> list[Tensor]:
     # the squares of half-precision numbers leave their range
     half = tensors[0].dtype in (torch.float16, torch.bfloat16)
     return list(torch._foreach_norm(tensors, dtype=torch.float32) if half else torch._foreach_norm(tensors))
 
 
-def _add_scaled(params: list[Tensor], directions: list[Tensor], scale: Tensor) -> None:
+def _add_scaled(params: Sequence[Tensor], directions: Sequence[Tensor], scale: Tensor) -> None:
     for device in {p.device for p in params}:
         here = [i for i, p in enumerate(params) if p.device == device]
         p, d, factor = [params[i] for i in here], [directions[i] for i in here], scale.to(device)

@@ -99,7 +99,7 @@ def block_top_eigenvalues(
     return found
 
 
-def _gradient_graph(loss: Loss, params: list[Tensor]) -> list[Tensor]:
+def _gradient_graph(loss: Loss, params: Sequence[Tensor]) -> list[Tensor]:
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         value = loss()
         if value.ndim:
@@ -107,7 +107,7 @@ def _gradient_graph(loss: Loss, params: list[Tensor]) -> list[Tensor]:
         return list(torch.autograd.grad(value, params, create_graph=True, materialize_grads=True))
 
 
-def _hessian_vector(gradients: list[Tensor], params: list[Tensor], v: list[Tensor]) -> list[Tensor]:
+def _hessian_vector(gradients: Sequence[Tensor], params: Sequence[Tensor], v: Sequence[Tensor]) -> list[Tensor]:
     curved = [(g, a) for g, a in zip(gradients, v, strict=True) if g.requires_grad]
     if not curved:
         return [torch.zeros_like(p) for p in params]
@@ -121,13 +121,13 @@ def _noise(like: Tensor, generator: torch.Generator | None) -> Tensor:
     return torch.randn(like.shape, generator=generator, device=device).to(like)
 
 
-def _unit(v: list[Tensor]) -> list[Tensor]:
+def _unit(v: Sequence[Tensor]) -> list[Tensor]:
     norm = torch.linalg.vector_norm(torch.stack([a.norm() for a in v])).clamp_min(1e-30)
     return [a / norm for a in v]
 
 
 @contextmanager
-def _displaced(params: list[Tensor]):
+def _displaced(params: Sequence[Tensor]):
     """Within the block the parameters may be moved; afterwards they are what they were, bit for bit."""
     before = [p.detach().clone() for p in params]
     try:
