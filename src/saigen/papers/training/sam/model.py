@@ -46,14 +46,9 @@ class SAMVisionTransformer(VisionTransformer):
 def _vit(
     width: int, depth: int, heads: int, patch: int, num_classes: int, in_chans: int, more: dict[str, Any]
 ) -> SAMVisionTransformer:
+    sizes = {"patch_size": patch, "embed_dim": width, "depth": depth, "num_heads": heads}
     model = SAMVisionTransformer(
-        patch_size=patch,
-        in_chans=in_chans,
-        num_classes=num_classes,
-        embed_dim=width,
-        depth=depth,
-        num_heads=heads,
-        **{"gelu": "tanh", "init": "jax", **more},
+        num_classes=num_classes, in_chans=in_chans, **{"gelu": "tanh", "init": "jax", **sizes, **more}
     )
     model.default_cfg |= {"mean": (0.5,) * in_chans, "std": (0.5,) * in_chans}
     nn.init.zeros_(model.cls_token)
@@ -62,14 +57,8 @@ def _vit(
 
 
 def _mixer(width: int, depth: int, patch: int, num_classes: int, in_chans: int, more: dict[str, Any]) -> MLPMixer:
-    return MLPMixer(
-        patch_size=patch,
-        in_chans=in_chans,
-        num_classes=num_classes,
-        embed_dim=width,
-        depth=depth,
-        **{"gelu": "tanh", **more},
-    )
+    sizes = {"patch_size": patch, "embed_dim": width, "depth": depth}
+    return MLPMixer(num_classes=num_classes, in_chans=in_chans, **{"gelu": "tanh", **sizes, **more})
 
 
 def sam_vit_tiny_patch16_224(*, num_classes: int = 1000, in_chans: int = 3, **overrides: Any) -> SAMVisionTransformer:

@@ -53,7 +53,9 @@ def hessian_top_eigenvalue(
     params = [p for p in params if p.requires_grad]
     losses = [loss] if callable(loss) else list(loss)
     if not params or not losses:
-        raise ValueError(f"params has {len(params)} trainable tensors and loss {len(losses)} terms, allowed is at least 1")
+        raise ValueError(
+            f"params has {len(params)} trainable tensors and loss {len(losses)} terms, allowed is at least 1"
+        )
     if iterations < 1:
         raise ValueError(f"iterations is {iterations}, allowed is iterations >= 1")
     # one graph of the gradient serves all products; several losses would hold several graphs, so those are made anew
@@ -66,7 +68,9 @@ def hessian_top_eigenvalue(
         else:
             hv = [torch.zeros_like(p) for p in params]
             for term in losses:
-                torch._foreach_add_(hv, _hessian_vector(_gradient_graph(term, params), params, v), alpha=1 / len(losses))
+                torch._foreach_add_(
+                    hv, _hessian_vector(_gradient_graph(term, params), params, v), alpha=1 / len(losses)
+                )
         before, value = value, sum((a * b).sum() for a, b in zip(v, hv, strict=True)).item()
         if abs(value - before) <= tolerance * abs(value):
             converged = True
@@ -138,9 +142,7 @@ def _displaced(params: Sequence[Tensor]):
             torch._foreach_copy_(params, before)
 
 
-def filter_normalised_direction(
-    params: Iterable[Tensor], generator: torch.Generator | None = None
-) -> list[Tensor]:
+def filter_normalised_direction(params: Iterable[Tensor], generator: torch.Generator | None = None) -> list[Tensor]:
     """A Gaussian direction in which each filter has the length of the weights' filter (Li et al., arXiv 1712.09913).
 
     A filter is a row of a matrix, or the weights of one output channel. Biases and norms (vectors) do not move. This
@@ -301,9 +303,7 @@ def active_neuron_ratio(
     return {name: active[name] / max(seen[name], 1) for name in names}
 
 
-def attention_maps(
-    model: nn.Module, x: Float[Tensor, "b c h w"], layer: int = -1
-) -> Float[Tensor, "b heads n n"]:
+def attention_maps(model: nn.Module, x: Float[Tensor, "b c h w"], layer: int = -1) -> Float[Tensor, "b heads n n"]:
     """The attention weights softmax(QKᵀ/√d) of block ``layer`` (default: the last) of a ViT; row 0 is the class token's.
 
     Takes any model whose blocks have ``attn.qkv`` and ``attn.num_heads`` as timm's have.
