@@ -217,7 +217,7 @@ def execute(task: Task) -> tuple[Measurement | None, str | None]:
             scratch=None if task.scale in ONE_THREAD_SCALES else task.path.parent / f"{task.path.stem}.scratch",
         )
         returned = getattr(module, task.claim)(trial)
-        values = {name: float(value) if math.isfinite(value) else None for name, value in returned.items()}
+        values = {name: float(value) if math.isfinite(value) else None for name, value in sorted(returned.items())}
         claim = paper.card.find_claim(task.claim)
         for name, quantity in claim.quantities.items():
             missing = [key for key in (quantity.of or (name,)) if key not in values]
