@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 import typer.core
 from rich.console import Console
@@ -18,9 +17,12 @@ from rich.table import Table
 from saigen.cards import catalogue
 from saigen.cards.catalogue import Paper, nearest
 from saigen.cards.glossary import RUNGS, label
-from saigen.cards.schema import Quantity
+from saigen.report.numbers import duration, measured, number, reported
 
 LANGUAGES = ("en", "ja")
+INTERRUPTED = 130
+# The base of every complaint about arguments; typer has carried click under more than one name.
+WrongUse: Any = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
 VERDICT_STYLES = {
     "reproduced": "green",
     "direction only": "cyan",
@@ -34,9 +36,7 @@ VERDICT_STYLES = {
 class Commands(typer.core.TyperGroup):
     """Names the nearest command for one that there is not."""
 
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[Any, Any, list[str]]:
         if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
             names = self.list_commands(ctx)
             raise ValueError(
@@ -68,14 +68,20 @@ def main() -> None:
     if os.environ.get("SAIGEN_DEBUG"):
         app()
     try:
-        app(standalone_mode=False)
-    except click.exceptions.Exit as stop:
+        # Outside standalone mode an early exit comes back as its code; Ctrl-C as 130.
+        code = app(standalone_mode=False)
+        if code == INTERRUPTED:
+            raise KeyboardInterrupt
+        sys.exit(code if isinstance(code, int) else 0)
+    except typer.Exit as stop:
         sys.exit(stop.exit_code)
-    except (KeyboardInterrupt, click.exceptions.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         _err().print("stopped; what was finished is kept, and the same command goes on from there")
-        sys.exit(130)
-    except click.ClickException as error:
-        error.show()
+        sys.exit(INTERRUPTED)
+    except WrongUse as error:
+        where = getattr(error, "ctx", None)
+        more = f" (`{where.command_path} --help` shows what it takes)" if where is not None else ""
+        _err().print(f"[bold red]error:[/] {escape(error.format_message() + more)}", soft_wrap=True)
         sys.exit(2)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -218,34 +224,6 @@ def _verdict(verdict: str, lang: str) -> str:
     return f"[{VERDICT_STYLES.get(verdict, '')}]{label(verdict, lang)}[/]"
 
 
-def number(value: float, unit: str = "") -> str:
-    """A number as a table shows it: four significant digits."""
-    text = f"{value:,.0f}" if abs(value) >= 1e4 and float(value).is_integer() else f"{value:.4g}"
-    return f"{text} {unit}".strip()
-
-
-def reported(quantity: Quantity) -> str:
-    """What the paper reports, as a table shows it."""
-    if not isinstance(quantity.reported, tuple):
-        return number(quantity.reported, quantity.unit)
-    joint = " > " if quantity.kind == "order" else " – "
-    return joint.join(number(value) for value in quantity.reported) + (f" {quantity.unit}" if quantity.unit else "")
-
-
-def measured(quantity: Quantity, judged: Any) -> str:
-    """A measured mean and its interval, as a table shows them."""
-    found = judged.interval
-    if found is None:
-        return "-"
-    if found.low == found.high:
-        return number(found.mean, quantity.unit)
-    if found.n == 1:
-        return f"{number(found.mean, quantity.unit)} (1 seed)"
-    if quantity.kind == "ratio" or quantity.binary:
-        return f"{number(found.mean, quantity.unit)} [{number(found.low)}, {number(found.high)}]"
-    return f"{number(found.mean)} ± {number((found.high - found.low) / 2, quantity.unit)}"
-
-
 # --- run ------------------------------------------------------------------------------------------------------------
 
 
@@ -382,13 +360,6 @@ def _told(outcome: Any) -> str:
     task = outcome.task
     end = f"{outcome.measurement.seconds:.1f} s" if outcome.measurement is not None else "failed"
     return f"{task.paper} {task.claim} {task.scale} seed {task.seed}: {end}"
-
-
-def duration(seconds: float) -> str:
-    """A time as people say it."""
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _settle(papers: Sequence[Paper], options: Any, claims: Sequence[str], outcomes: list[Any]) -> list[Any]:
@@ -595,3 +566,115 @@ def _refuse_uncommitted(paper: Paper) -> None:
     if done.stdout.strip():
         changed = re.sub(r"^..\s", "", done.stdout.strip().splitlines()[0])
         raise EvidenceError(f"{paper.slug} cannot be published: {changed} has changes that are not committed")
+
+
+# --- report ---------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def report(
+    papers: Papers = None,
+    out: Annotated[Path, typer.Option(help="The folder to write.")] = Path("saigen-report"),
+    show_it: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
+) -> None:
+    """Write the page: an index and a page a paper, with reported beside measured numbers, in both languages."""
+    from saigen.report.page import write_report
+
+    chosen = [catalogue.paper(slug) for slug in papers] if papers else None
+    index = write_report(out, chosen)
+    _warn_of_problems()
+    typer.echo(f"the page is at {index.resolve()}")
+    if show_it:
+        typer.launch(index.resolve().as_uri())
+
+
+@app.command()
+def digest(
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="LIST",
+            help="The id of a list; `saigen digest --help` names them: 2019-part-1, ml-news-2020-w45, monthly-2021-05, ai-paper-reading-2021-07, washizaki-articles.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="The folder to write.")] = Path("saigen-digest"),
+    formats: Annotated[
+        list[str] | None, typer.Option("--format", help="zenn, markdown or slides; may be given more than once.")
+    ] = None,
+    lang: Lang = "en",
+) -> None:
+    """Write a list's round-up from cards and evidence: as Zenn Markdown, plain Markdown, or slides."""
+    from saigen.report.digest import write_digest
+
+    for path in write_digest(name, out, lang=_language(lang), formats=formats or ()):
+        typer.echo(f"wrote {path}")
+
+
+# --- bench, new -----------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def bench(
+    papers: Papers = None,
+    domain: Annotated[str | None, typer.Option(help="Every paper of a domain.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Pairs of measurements a benchmark.")] = 7,
+    markdown: Annotated[Path | None, typer.Option(help="Also write the table to this Markdown file.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Time each component against its best public peer, alternating in one process on this machine.
+
+    peer / ours above 1 means ours is faster. Peers come with `pip install 'saigen[peers]'`.
+    """
+    from saigen import bench as benching
+    from saigen.files import write_text
+
+    chosen = _chosen(papers, everything=not papers and not domain, domain=domain)
+    rows = []
+    for paper, benchmark in benching.benchmarks(chosen):
+        row = benching.measure(paper, benchmark, rounds=rounds)
+        rows.append(row)
+        _err().print(f"{row.paper} {row.name}: {row.missing or f'{row.ratio:.2f}'}", markup=False, soft_wrap=True)
+    if not rows:
+        raise ValueError("none of these papers has a benchmark")
+    if as_json:
+        print(json.dumps([vars(row) for row in rows], indent=1))
+    else:
+        table = _table("paper", "benchmark", "ours", "peer", "peer / ours")
+        for row in rows:
+            times = (
+                ("-", "-", row.missing)
+                if row.missing
+                else (f"{row.ours * 1e3:.2f} ms", f"{row.peer * 1e3:.2f} ms", f"{row.ratio:.2f}")
+            )
+            table.add_row(row.paper, row.name, *times)
+        _out().print(table)
+        _out().print(benching.machine(), soft_wrap=True)
+    if markdown is not None:
+        write_text(
+            markdown,
+            benching.markdown(
+                rows, " ".join(["saigen bench", *(papers or ()), *(["--domain", domain] if domain else ())])
+            ),
+        )
+
+
+@app.command()
+def new(
+    name: Annotated[
+        str,
+        typer.Argument(metavar="ARXIV_ID|SLUG", help="An arXiv id such as 2106.02034, or the slug of the new room."),
+    ],
+    domain: Annotated[str, typer.Option(help="The domain of the room.")],
+    slug: Annotated[str | None, typer.Option(help="The slug, where an arXiv id is given.")] = None,
+    into: Annotated[
+        Path | None, typer.Option(help="The package folder that gets the room; saigen's own papers folder by default.")
+    ] = None,
+) -> None:
+    """Start a room for a paper: a card, a method, a claim, examples and a test that fail by name until they are filled."""
+    from saigen.scaffold import scaffold
+
+    for path in scaffold(name, domain=domain, slug=slug, into=into):
+        typer.echo(f"wrote {path}")
+    typer.echo(
+        "fill what says FILL; then `saigen show`, `saigen run --scale tiny` and the room's test tell what is missing"
+    )

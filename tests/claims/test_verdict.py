@@ -25,9 +25,7 @@ def quantity(**fields) -> Quantity:
 
 
 def claim(fair="size", **quantities) -> Claim:
-    return Claim(
-        id="a_claim", en="a", ja="あ", where="§1", fair={"laptop": fair}, why="because", quantities=quantities
-    )
+    return Claim(id="a_claim", en="a", ja="あ", where="§1", fair={"laptop": fair}, why="because", quantities=quantities)
 
 
 def judged(q: Quantity, values, fairness="size"):
@@ -153,7 +151,8 @@ def looks(effects: dict[str, float], spread: float, rng: np.random.Generator) ->
     c = claim(**TWO)
     noise = rng.normal(size=(20, 2)) * spread
     rows = [
-        {"g": effects["g"] + noise[i, 0], "r": math.exp(math.log(effects["r"]) + noise[i, 1] * math.log(2.0))} for i in range(20)
+        {"g": effects["g"] + noise[i, 0], "r": math.exp(math.log(effects["r"]) + noise[i, 1] * math.log(2.0))}
+        for i in range(20)
     ]
     verdict, _ = judge_claim(c, rows[:5], "laptop")
     if verdict == Verdict.REPRODUCED:
@@ -168,7 +167,9 @@ def share_reproduced(effects: dict[str, float], spread: float) -> float:
 
 @pytest.mark.parametrize("spread", [0.05, 0.3, 0.6])
 @pytest.mark.parametrize(
-    "effects", [{"g": 0.0, "r": 1.0}, {"g": 0.5, "r": 2.0}, {"g": 1.0, "r": math.sqrt(2.0)}], ids=["nothing", "half gap", "half ratio"]
+    "effects",
+    [{"g": 0.0, "r": 1.0}, {"g": 0.5, "r": 2.0}, {"g": 1.0, "r": math.sqrt(2.0)}],
+    ids=["nothing", "half gap", "half ratio"],
 )
 def test_guard_nothing_and_halfway_are_seldom_called_reproduced(effects, spread):
     # 5 % and three standard errors of this many runs.
@@ -184,6 +185,8 @@ def test_guard_catches_a_judge_without_intervals(monkeypatch):
     """The guard itself: a judge that looks at means alone calls 'halfway' reproduced far too often."""
     from saigen.claims import verdict as judging
 
-    point = lambda values, **how: judging.Interval(float(np.mean(values)), float(np.mean(values)), float(np.mean(values)), len(values))  # noqa: E731
+    point = lambda values, **how: judging.Interval(
+        float(np.mean(values)), float(np.mean(values)), float(np.mean(values)), len(values)
+    )
     monkeypatch.setattr(judging, "interval", point)
     assert share_reproduced({"g": 0.5, "r": 2.0}, 0.3) > 0.2

@@ -1,0 +1,1 @@
+"""Writes what is known back: the page, the digests, the figures."""

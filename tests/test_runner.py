@@ -1,0 +1,168 @@
+"""Running: what was measured is kept and not measured again, whatever happens in between."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from saigen import runner
+from saigen.claims import evidence
+from saigen.runner import Options, plan, run_tasks
+
+SLUG = "mean_of_noise"
+
+
+def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "saigen", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | environment,
+    )
+
+
+def numbers(document: str) -> list:
+    return [[m["seed"], m["values"]] for result in json.loads(document)["results"] for m in result["measurements"]]
+
+
+def test_the_same_seed_gives_the_same_numbers_and_others_differ(plugin, store):
+    tasks = plan([plugin], Options(jobs=1))
+    first = [runner.execute(task)[0].values for task in tasks]
+    assert first == [runner.execute(task)[0].values for task in tasks]
+    assert len({str(values) for values in first}) == 5
+
+
+def test_parallel_and_serial_give_the_same_numbers(plugin, store, monkeypatch, tmp_path):
+    serial = [o.measurement.values for o in run_tasks(plan([plugin], Options(jobs=1)), Options(jobs=1))]
+    monkeypatch.setenv("SAIGEN_HOME", str(tmp_path / "other"))
+    parallel = [o.measurement.values for o in run_tasks(plan([plugin], Options(jobs=2)), Options(jobs=2))]
+    assert serial == parallel
+
+
+def test_what_is_fresh_is_not_run_again(plugin, store):
+    options = Options(jobs=1)
+    assert not any(o.reused for o in run_tasks(plan([plugin], options), options))
+    assert all(o.reused for o in run_tasks(plan([plugin], options), options))
+
+
+def test_changed_code_is_run_again(plugin, store, monkeypatch):
+    options = Options(jobs=1)
+    run_tasks(plan([plugin], options), options)
+    monkeypatch.setattr(evidence, "code_digest", lambda paper: "0" * 64)
+    assert not any(o.reused for o in run_tasks(plan([plugin], options), options))
+
+
+def test_a_truncated_measurement_is_run_again(plugin, store):
+    options = Options(jobs=1)
+    task = plan([plugin], options)[0]
+    run_tasks([task], options)
+    whole = task.path.read_bytes()
+    task.path.write_bytes(whole[: len(whole) // 2])
+    outcome = run_tasks([task], options)[0]
+    assert not outcome.reused
+    assert outcome.measurement.values == json.loads(whole)["values"]
+
+
+@pytest.mark.parametrize("finished", [0, 1, 3])
+def test_sigkill_keeps_what_was_finished_and_the_rest_is_as_in_an_unbroken_run(plugin, store, tmp_path, finished):
+    broken = subprocess.Popen(
+        [sys.executable, "-m", "saigen", "run", SLUG, "--jobs", "2"],
+        env=os.environ | {"HELLO_SECONDS": "0.5"}, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.time() + 150
+    while len(list(store.rglob("*.json"))) < finished and time.time() < deadline:
+        time.sleep(0.02)
+    time.sleep(0.3)
+    os.killpg(broken.pid, signal.SIGKILL)
+    broken.wait()
+    kept = {path: path.read_bytes() for path in store.rglob("*.json")}
+    resumed = command("run", SLUG, "--jobs", "2", "--json")
+    assert resumed.returncode == 0, resumed.stderr
+    assert all(path.read_bytes() == data for path, data in kept.items())
+    unbroken = command("run", SLUG, "--json", SAIGEN_HOME=str(tmp_path / "unbroken"))
+    assert numbers(resumed.stdout) == numbers(unbroken.stdout)
+
+
+def test_ctrl_c_says_that_nothing_is_lost(plugin, store):
+    running = subprocess.Popen(
+        [sys.executable, "-m", "saigen", "run", SLUG, "--jobs", "1"],
+        env=os.environ | {"HELLO_SECONDS": "1.5"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.time() + 150
+    while not list(store.rglob("*.json")) and time.time() < deadline:
+        time.sleep(0.05)
+    running.send_signal(signal.SIGINT)
+    _, err = running.communicate(timeout=30)
+    assert running.returncode == 130
+    assert "the same command goes on" in err and "Traceback" not in err
+    assert list(store.rglob("*.json"))
+
+
+def test_a_claim_that_raises_is_recorded_and_the_rest_go_on(plugin, store):
+    done = command("run", SLUG, "--json", HELLO_FAIL="2")
+    assert done.returncode == 1
+    document = json.loads(done.stdout)
+    assert [entry["seed"] for entry in document["failed"]] == [2]
+    assert "told to fail" in document["failed"][0]["log"]
+    assert list(store.rglob("*.failed.txt"))
+    assert command("run", SLUG).returncode == 0
+    assert not list(store.rglob("*.failed.txt"))
+
+
+def test_a_value_that_is_not_finite_counts_as_the_worst(plugin, store):
+    done = command("run", SLUG, "--json", HELLO_NAN="2")
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["results"][0]["verdict"] == "not reproduced"
+
+
+def test_strict_wants_everything_reproduced(plugin, store):
+    assert command("run", SLUG, "--strict").returncode == 0
+    assert command("run", SLUG, "--strict", "--seeds", "2").returncode == 1
+
+
+def test_one_document_on_stdout_and_the_same_one_every_time(plugin, store):
+    first, second = command("run", SLUG, "--json"), command("run", SLUG, "--json", "--jobs", "1")
+    assert json.loads(first.stdout)["results"][0]["paper"] == SLUG
+    assert first.stdout == second.stdout
+    assert "trials to run" in first.stderr
+
+
+def test_torchrun_with_two_processes(plugin, store):
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29617",
+         "-m", "saigen", "run", SLUG, "--scale", "tiny", "--seeds", "2", "--json"],
+        capture_output=True, text=True, timeout=180, env=os.environ | {"ACCELERATE_USE_CPU": "true"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert [seed for seed, _ in numbers(done.stdout)] == [0, 1]
+
+
+def test_settle_looks_once_more(plugin, store, monkeypatch):
+    done = command("run", SLUG, "--settle", "--json")
+    assert done.returncode == 0
+    assert len(numbers(done.stdout)) >= 5
+
+
+def test_ray_gives_the_evidence_of_a_local_run(plugin, store, tmp_path):
+    from tests.peers import need
+
+    need("ray")
+    local = command("run", SLUG, "--json")
+    spread = command(
+        "run",
+        SLUG,
+        "--json",
+        "--backend",
+        "ray",
+        "--jobs",
+        "2",
+        SAIGEN_HOME=str(tmp_path / "ray"),
+        RAY_USAGE_STATS_ENABLED="0",
+    )
+    assert spread.returncode == 0, spread.stderr
+    assert numbers(spread.stdout) == numbers(local.stdout)
