@@ -143,19 +143,27 @@ def _train(
     trial: Trial, model: nn.Module, parts: dict[str, tuple[Tensor, Tensor]], steps: int, lr: float, weight_decay: float,
     factor: float, layers: tuple[str, ...], name: str,
 ) -> None:  # fmt: skip
-    entangle = EntanglementRegularizer(model, layers, factor).to(trial.device) if factor else None
-
-    def loss(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        value = F.cross_entropy(net(x), y)
-        return value if entangle is None else value + entangle(y)
-
-    size = SIZES[trial.scale]
+    objective, size = _Objective(model, layers, factor), SIZES[trial.scale]
     fit(
-        model, loss, parts["train"], optimizer=torch.optim.AdamW(model.parameters(), lr, weight_decay=weight_decay), steps=steps,
-        batch_size=size.batch, seed=trial.seed, schedule=cosine(), clip=5.0, device=trial.device, checkpoint=trial.checkpoint(name),
+        objective.to(trial.device), lambda both, x, y: both(x, y), parts["train"],
+        optimizer=torch.optim.AdamW(model.parameters(), lr, weight_decay=weight_decay), steps=steps, batch_size=size.batch,
+        seed=trial.seed, schedule=cosine(), clip=5.0, device=trial.device, checkpoint=trial.checkpoint(name),
     )  # fmt: skip
-    if entangle is not None:
-        entangle.close()
+    if objective.entangle is not None:
+        objective.entangle.close()
+
+
+class _Objective(nn.Module):
+    """The network and its regulariser as one, so that a checkpoint keeps the temperatures too."""
+
+    def __init__(self, model: nn.Module, layers: tuple[str, ...], factor: float) -> None:
+        super().__init__()
+        self.model = model
+        self.entangle = EntanglementRegularizer(model, layers, factor) if factor else None
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        loss = F.cross_entropy(self.model(x), y)
+        return loss if self.entangle is None else loss + self.entangle(y)
 
 
 def _data(trial: Trial) -> dict[str, tuple[Tensor, Tensor]]:
