@@ -15,6 +15,7 @@ class Attention(nn.Module):
 
     Raises ``ValueError`` where ``dim`` is no multiple of ``num_heads``.
 
+    >>> import torch
     >>> Attention(64, num_heads=4)(torch.rand(2, 10, 64)).shape
     torch.Size([2, 10, 64])
     """
@@ -73,6 +74,7 @@ class MLP(nn.Module):
 
     ``gelu`` is "none" for the exact function (as timm and DeiT) or "tanh" for the approximation JAX defaults to.
 
+    >>> import torch
     >>> MLP(64, 256)(torch.rand(2, 10, 64)).shape
     torch.Size([2, 10, 64])
     """

@@ -24,7 +24,10 @@ class PatchEmbed(nn.Module):
 
 
 class Block(nn.Module):
-    """One pre-norm transformer block: x + attention(norm(x)), then x + MLP(norm(x))."""
+    """One pre-norm transformer block: x + s·attention(norm(x)), then x + s·MLP(norm(x)).
+
+    ``branch_scale`` is s: 1 in ViT, one half in LV-ViT.
+    """
 
     def __init__(
         self,
@@ -38,9 +41,11 @@ class Block(nn.Module):
         drop_path: float = 0.0,
         gelu: Literal["none", "tanh"] = "none",
         norm_eps: float = 1e-6,
+        branch_scale: float = 1.0,
         fused_attn: bool = True,
     ) -> None:
         super().__init__()
+        self.branch_scale = branch_scale
         self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
         self.attn = Attention(dim, num_heads, qkv_bias=qkv_bias, attn_drop=attn_drop, proj_drop=drop, fused=fused_attn)
         self.drop_path1 = DropPath(drop_path)
@@ -49,8 +54,8 @@ class Block(nn.Module):
         self.drop_path2 = DropPath(drop_path)
 
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
-        x = x + self.drop_path1(self.attn(self.norm1(x)))
-        return x + self.drop_path2(self.mlp(self.norm2(x)))
+        x = x.add(self.drop_path1(self.attn(self.norm1(x))), alpha=self.branch_scale)
+        return x.add(self.drop_path2(self.mlp(self.norm2(x))), alpha=self.branch_scale)
 
 
 class VisionTransformer(nn.Module):
@@ -158,7 +163,7 @@ class VisionTransformer(nn.Module):
         self.fc_norm = nn.LayerNorm(embed_dim, eps=norm_eps) if fc_norm else nn.Identity()
         self.head = nn.Linear(embed_dim, num_classes) if num_classes else nn.Identity()
         self.init_weights(init)
-        self.register_load_state_dict_pre_hook(_fit_positions)
+        self.register_load_state_dict_pre_hook(fit_positions)
 
     def init_weights(self, init: Literal["trunc_normal", "jax"]) -> None:
         """Draws fresh weights from the global generator."""
@@ -190,15 +195,7 @@ class VisionTransformer(nn.Module):
 
     def embed(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
         """Patch embeddings behind the class token, positions added: what the first block takes."""
-        if x.ndim != 4 or x.shape[1] != self.in_chans or tuple(x.shape[2:]) != self.img_size:
-            raise ValueError(
-                f"x has shape {tuple(x.shape)}, allowed is (batch, {self.in_chans}, {self.img_size[0]}, "
-                f"{self.img_size[1]})"
-            )
-        x = self.patch_embed(x)
-        if self.cls_token is not None:
-            x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), dim=1)
-        return self.pos_drop(x + self.pos_embed)
+        return embed_image(self, x)
 
     def forward_features(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
         """All tokens after the last block and ``norm``, the class token first."""
@@ -221,17 +218,35 @@ class VisionTransformer(nn.Module):
         if num_classes < 0:
             raise ValueError(f"num_classes is {num_classes}, allowed is num_classes >= 0")
         self.num_classes = num_classes
-        weight = self.norm.weight if isinstance(self.norm, nn.LayerNorm) else self.fc_norm.weight
-        self.head = nn.Linear(self.embed_dim, num_classes) if num_classes else nn.Identity()
-        self.head.to(device=weight.device, dtype=weight.dtype)
-        if num_classes:
-            nn.init.trunc_normal_(self.head.weight, std=0.02)
-            nn.init.zeros_(self.head.bias)
+        norm = self.norm if isinstance(self.norm, nn.LayerNorm) else self.fc_norm
+        self.head = fresh_head(norm, num_classes) if num_classes else nn.Identity()
 
     @staticmethod
     def convert_state_dict(state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Our layout from timm's, DeiT's or Transformers' (``ViTForImageClassification``); other keys stay."""
         return convert_vit_state_dict(state)
+
+
+def embed_image(model: nn.Module, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
+    """``model``'s patch embeddings of ``x`` behind its class token (if it has one), its positions added.
+
+    Raises ``ValueError`` where ``x`` is not of ``model.in_chans`` channels and ``model.img_size``.
+    """
+    if x.shape[1] != model.in_chans or tuple(x.shape[2:]) != model.img_size:
+        allowed = f"(batch, {model.in_chans}, {model.img_size[0]}, {model.img_size[1]})"
+        raise ValueError(f"x has shape {tuple(x.shape)}, allowed is {allowed}")
+    x = model.patch_embed(x)
+    if model.cls_token is not None:
+        x = torch.cat((model.cls_token.expand(x.shape[0], -1, -1), x), dim=1)
+    return model.pos_drop(x + model.pos_embed)
+
+
+def fresh_head(norm: nn.LayerNorm, num_classes: int) -> nn.Linear:
+    """A new linear head behind ``norm``, on its device and in its type."""
+    head = nn.Linear(norm.normalized_shape[0], num_classes).to(norm.weight)
+    nn.init.trunc_normal_(head.weight, std=0.02)
+    nn.init.zeros_(head.bias)
+    return head
 
 
 def resize_positions(
@@ -253,7 +268,8 @@ def resize_positions(
     return torch.cat((prefix, image.flatten(2).transpose(1, 2).to(pos_embed.dtype)), dim=1)
 
 
-def _fit_positions(model: VisionTransformer, state: dict[str, Tensor], prefix: str, *_) -> None:
+def fit_positions(model: nn.Module, state: dict[str, Tensor], prefix: str, *_) -> None:
+    """A hook for ``register_load_state_dict_pre_hook``: resizes the positions of a state dict to the model's grid."""
     given = state.get(prefix + "pos_embed")
     if given is None or given.ndim != 3 or given.shape[1:] == model.pos_embed.shape[1:]:
         return
