@@ -74,7 +74,7 @@ SIZES = {
         train=300, steps=600, batch=50, warmup=20, curvature_images=300, noise=0.3,
     ),
     "real": Size(
-        image=32, channels=3, patch=4,
+        image=32, channels=3, patch=8,
         vit=Arm({"embed_dim": 64, "depth": 4, "num_heads": 4}, 2e-3, 0.1, 0.1),
         mixer=Arm({"embed_dim": 64, "depth": 4}, 2e-3, 0.1, 0.15),
         resnet=Arm({"block": "basic", "depths": (1, 1, 1), "widths": (16, 32, 64)}, 0.1, 1e-3, 0.05),
