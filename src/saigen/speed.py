@@ -222,7 +222,11 @@ def _difference(found: Any, wanted: Any) -> float:
 def _times(runs: dict[str, Callable[..., Any]], inputs: tuple[Any, ...], seconds: float) -> dict[str, float]:
     # in rounds, one form after the other, so that a busy moment of the machine strikes all of them alike
     timers = {
-        form: Timer("run(*inputs)", globals={"run": torch.inference_mode()(run), "inputs": inputs}, num_threads=torch.get_num_threads())
+        form: Timer(
+            "run(*inputs)",
+            globals={"run": torch.inference_mode()(run), "inputs": inputs},
+            num_threads=torch.get_num_threads(),
+        )
         for form, run in runs.items()
     }
     rounds = 5

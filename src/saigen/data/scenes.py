@@ -30,8 +30,8 @@ def render_scenes(
     deviation of each pixel's noise. The same ``rng`` gives the same scenes.
 
     >>> images, labels = render_scenes(np.random.default_rng(0), 2, 64)
-    >>> images.shape, labels.shape, labels.max() <= 3
-    ((2, 3, 64, 64), (2, 64, 64), True)
+    >>> images.shape, labels.shape
+    ((2, 3, 64, 64), (2, 64, 64))
     """
     h, w = (size, size) if isinstance(size, int) else size
     if count < 1 or min(h, w) < 1 or objects < 0:

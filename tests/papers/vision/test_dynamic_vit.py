@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,14 @@ from saigen.papers.vision.dynamic_vit import (
     DynamicViTLoss,
     DynamicViTOutput,
     TokenPredictor,
+    claims,
     dynamic_vit_loss,
     dynamic_vit_param_groups,
     dynamic_vit_schedule,
     gather_tokens,
     masked_softmax,
 )
+from saigen.trial import Trial
 from tests.golden.dynamic_vit import make as golden
 
 OFFICIAL = np.load(Path(golden.__file__).parent / "official.npz")
@@ -373,3 +376,71 @@ def test_training_lowers_the_loss():
         optimizer.step()
         losses.append(loss.item())
     assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
+
+
+# --- the experiment --------------------------------------------------------------------------------------------------
+
+
+def test_digit_scenes_hold_what_they_say():
+    pool, labels = torch.rand(40, 1, 8, 8) + torch.arange(40).view(40, 1, 1, 1), torch.arange(40) % 10
+    scenes, y = claims.digit_scenes(torch.Generator().manual_seed(0), pool[:5], labels[:5], pool, labels)
+    assert scenes.shape == (5, 1, 48, 48)
+    cells = scenes.unfold(2, 8, 8).unfold(3, 8, 8).reshape(5, 36, 8, 8)
+    for i in range(5):
+        digits = {int(cell.min()) for cell in cells[i] if cell.min() >= 1 and cell.max() - cell.min() <= 1}
+        same = [n for n in range(40) if n % 10 == y[i]]
+        assert i == 0 or i in digits
+        assert len([cell for cell in cells[i] if cell.max() <= 0.5]) >= 36 - 3 - 8
+        assert digits & set(same) and torch.equal(y, labels[:5])
+
+
+def test_mixing_keeps_the_labels_a_distribution_and_the_crop_keeps_the_pixels():
+    x, y = torch.rand(6, 3, 16, 16), torch.arange(6)
+    for seed in range(6):
+        mixed, soft = claims.mix(torch.Generator().manual_seed(seed), x, y, classes=10)
+        assert mixed.shape == x.shape and soft.min() >= 0.0
+        close(soft.sum(1), torch.ones(6), 1e-5)
+    cropped = claims.crop_and_flip(torch.Generator().manual_seed(0), x)
+    assert cropped.shape == x.shape and set(cropped.flatten().tolist()) <= set(x.flatten().tolist())
+
+
+def test_a_rule_keeps_the_best_and_no_rule_is_dense():
+    vit, x = golden.fill(backbone("deit"), seed=2), images("deit")
+    dense = claims.ThinnedByRule(vit, (), (), claims.at_random).eval()
+    with torch.no_grad():
+        close(dense(x), vit.eval()(x), 1e-6)
+        by_place = claims.ThinnedByRule(
+            vit, (1, 2), (100, 7), lambda block, x: -torch.arange(x.shape[1] - 1.0).expand(3, -1)
+        )
+        _, tokens, now = by_place.train()(x)
+    assert tokens.shape[1] == 7 and torch.equal(now, torch.arange(7).expand(3, -1))
+
+
+def test_the_experiment_runs_on_images_of_ones_own(tmp_path, monkeypatch):
+    from PIL import Image
+
+    generator = np.random.default_rng(0)
+    for part, count in (("train", 12), ("test", 4)):
+        for label in "ab":
+            (tmp_path / part / label).mkdir(parents=True)
+            for i in range(count):
+                pixels = generator.integers(0, 255, (32, 32, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / part / label / f"{i}.png")
+    net = claims.DEIT_TI_4 | {"embed_dim": 16, "num_heads": 2, "depth": 4}
+    small = dataclasses.replace(
+        claims.SIZES["real"],
+        net=net,
+        prune_at=(1, 2, 3),
+        batch=8,
+        dense_epochs=1,
+        tune_epochs=2,
+        warmup_epochs=1,
+        ema=0.9,
+    )
+    monkeypatch.setitem(claims.SIZES, "real", small)
+    monkeypatch.setattr(claims, "_cost", lambda trial, size: {})
+    values = claims.pruning_tokens_is_cheap(Trial(seed=1000, scale="real", data_path=tmp_path))
+    assert all(
+        0.0 <= value <= 1.0 for name, value in values.items() if name.startswith("accuracy_") and "drop" not in name
+    )
+    assert values["accuracy_drop"] == values["accuracy_dense"] - values["accuracy_dynamic"]

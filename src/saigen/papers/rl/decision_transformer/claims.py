@@ -1,6 +1,5 @@
 """The experiments: delayed credit on Key-to-Door, shortest paths out of random walks, and getting the return asked for."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,12 +9,12 @@ from torch import Tensor, nn
 
 from saigen.data.trajectories import Trajectories, TrajectoryDataset, collect
 from saigen.papers.rl.decision_transformer import (
+    Cart,
     ConservativeQ,
     DecisionTransformer,
     DTPolicy,
     GraphWalk,
     KeyToDoor,
-    PointMass,
     action_loss,
     distances,
     evaluate,
@@ -42,13 +41,13 @@ class Size:
     graph_steps: int
     starts: int  # shortest path: evaluated episodes a starting node
     conditioning_steps: int
-    environment: str = ""  # conditioning: a Gymnasium id; empty: the point mass
+    environment: str = ""  # conditioning: a Gymnasium id; empty: the cart
     search: int = 0  # conditioning: iterations of the search for the behaviour policy
 
 
 SIZES = {
     "tiny": Size(3, 200, 16, 1, 3, 16, 3, 20, 3, 1, 3),
-    "laptop": Size(3, 10_000, 32, 2, 500, 128, 2000, 500, 300, 20, 300),
+    "laptop": Size(3, 10_000, 32, 2, 500, 128, 2000, 500, 500, 20, 300),
     "real": Size(5, 10_000, 128, 3, 20_000, 128, 20_000, 1000, 5000, 100, 10_000, "Hopper-v5", 150),
 }
 
@@ -90,11 +89,14 @@ def train(
     return model
 
 
-def balanced(walks: Trajectories) -> Tensor:
-    """The first rows of all episodes, those that won repeated until they are half."""
-    starts, won = torch.from_numpy(walks.starts), torch.from_numpy(walks.returns > 0)
-    repeats = int((~won).sum()) // max(1, int(won.sum()))
-    return torch.cat([starts[won].repeat(max(1, repeats)), starts[~won]])
+def balanced(walks: Trajectories, won: np.ndarray) -> Tensor:
+    """The first rows of all episodes, those that ``won`` (m,) repeated until they are about half.
+
+    What is learned, the actions given the return, does not depend on how often each return is shown; how soon does.
+    """
+    starts, better = torch.from_numpy(walks.starts), torch.from_numpy(won)
+    repeats = int((~better).sum()) // max(1, int(better.sum()))
+    return torch.cat([starts[better].repeat(max(1, repeats)), starts[~better]])
 
 
 def key_to_door(trial: Trial) -> dict[str, float]:
@@ -103,14 +105,14 @@ def key_to_door(trial: Trial) -> dict[str, float]:
     rng = trial.rng("walks")
     env = KeyToDoor(size.walks, size=size.room)
     walks = collect(env, lambda seen: rng.integers(env.n_actions, size=len(seen)), size.walks, int(rng.integers(2**31)))
-    won = np.flatnonzero(walks.returns > 0)
+    won = walks.returns > 0
     trial.used("key_to_door", walks.fingerprint)
     test_seed = int(trial.rng("evaluation").integers(2**31))
 
     def success(agent: Any) -> float:
         return float(evaluate(agent, KeyToDoor(size.episodes, size=size.room), episodes=size.episodes, seed=test_seed).mean())
 
-    def cloned(arm: str, episodes: Trajectories, conditioned: bool, rows: Callable[[Trajectories], Tensor]) -> float:
+    def imitation(arm: str, episodes: Trajectories, rows: Tensor, conditioned: bool = False) -> float:
         with trial.seeded("weights"):
             model = DecisionTransformer(
                 env.observation_size,
@@ -124,15 +126,14 @@ def key_to_door(trial: Trial) -> dict[str, float]:
                 dropout=0.0,
             )
         dataset = TrajectoryDataset(episodes, env.horizon, normalise=False, max_ep_len=env.horizon, whole=True)
-        train(trial, arm, model, dataset, rows(episodes), steps=size.steps, batch=size.batch, lr=5e-3)
+        train(trial, arm, model, dataset, rows, steps=size.steps, batch=size.batch, lr=5e-3)
         return success(DTPolicy(model, target_return=1.0).to(trial.device))
 
-    def every(episodes: Trajectories) -> Tensor:
-        return torch.from_numpy(episodes.starts)
-
-    dt = cloned("dt", walks, True, balanced)
-    bc = cloned("bc", walks, False, every)
-    percent_bc = cloned("percent_bc", walks.select(won), False, every) if len(won) else bc
+    every = torch.from_numpy(walks.starts)
+    dt = imitation("dt", walks, balanced(walks, won), conditioned=True)
+    bc = imitation("bc", walks, every)
+    winners = walks.select(np.flatnonzero(won)) if won.any() else walks
+    percent_bc = imitation("percent_bc", winners, torch.from_numpy(winners.starts))
     cql = success(_conservative_q(trial, walks, env, size))
     return {
         "gap_to_bc": dt - bc,
@@ -142,7 +143,7 @@ def key_to_door(trial: Trial) -> dict[str, float]:
         "percent_bc": percent_bc,
         "cql": cql,
         "random": random_success(size.room),
-        "winning_walks": float(len(won)),
+        "winning_walks": float(won.sum()),
     }
 
 
@@ -213,8 +214,9 @@ def shortest_path(trial: Trial) -> dict[str, float]:
                 dropout=0.0,
             )
         dataset = TrajectoryDataset(walks, horizon, scale=horizon, normalise=False, max_ep_len=horizon, whole=True)
-        arm = "dt" if conditioned else "bc"
-        train(trial, f"path_{arm}", model, dataset, torch.from_numpy(walks.starts), steps=size.graph_steps, batch=64, lr=5e-3)
+        arm = "path_dt" if conditioned else "path_bc"
+        rows = balanced(walks, walks.returns > -horizon) if conditioned else torch.from_numpy(walks.starts)
+        train(trial, arm, model, dataset, rows, steps=size.graph_steps, batch=64, lr=5e-3)
         agent = DTPolicy(model, best[nodes], scale=horizon).to(trial.device)
         returns = evaluate(agent, GraphWalk(graph, len(nodes), horizon=horizon, starts=nodes), episodes=len(nodes), seed=test_seed)
         return float((-returns == optimal[nodes]).mean())
@@ -238,8 +240,8 @@ def asked_return(trial: Trial) -> dict[str, float]:
     if size.environment:
         runs, make, scale, context, limit = _gymnasium_runs(trial, size, rng, seed)
     else:
-        runs, make, scale, context, limit = _point_mass_runs(rng, seed, 300)
-    trial.used(size.environment or "point_mass", runs.fingerprint)
+        runs, make, scale, context, limit = _cart_runs(rng, seed, 300)
+    trial.used(size.environment or "cart", runs.fingerprint)
     whole = dict(n_layers=size.layers, hidden_size=size.hidden, dropout=0.1 if size.environment else 0.0)
     with trial.seeded("weights"):
         model = DecisionTransformer(
@@ -259,16 +261,15 @@ def asked_return(trial: Trial) -> dict[str, float]:
     return {"slope": slope, "correlation": correlation, "lowest_target": float(low), "highest_target": float(high)}
 
 
-def _point_mass_runs(rng: np.random.Generator, seed: int, episodes: int) -> tuple[Trajectories, Any, float, int, int]:
-    """Each episode has a skill: the chance of a step to be a good controller's rather than a random push."""
-    env = PointMass(episodes)
-    skill = rng.uniform(0.0, 1.0, (episodes, 1))
+def _cart_runs(rng: np.random.Generator, seed: int, episodes: int) -> tuple[Trajectories, Any, float, int, int]:
+    """Each episode is pushed about a force of its own, with noise: slow, fast, forwards and backwards."""
+    force = rng.uniform(-0.8, 0.8, (episodes, 1))
 
     def act(seen: np.ndarray) -> np.ndarray:
-        good = np.clip(-4.0 * seen[:, :1] - 4.0 * seen[:, 1:], -1.0, 1.0)
-        return np.where(rng.random(skill.shape) < skill, good, rng.uniform(-1.0, 1.0, skill.shape)).astype(np.float32)
+        return np.clip(force + 0.3 * rng.standard_normal(force.shape), -1.0, 1.0).astype(np.float32)
 
-    return collect(env, act, episodes, seed), PointMass, float(env.horizon), 10, env.horizon
+    env = Cart(episodes)
+    return collect(env, act, episodes, seed), Cart, float(env.horizon), 10, env.horizon
 
 
 def _gymnasium_runs(

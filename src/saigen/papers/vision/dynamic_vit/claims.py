@@ -82,15 +82,15 @@ def digit_scenes(
 ) -> tuple[Tensor, Tensor]:
     """For each label a 6x6 grid of 8x8 cells: three digits of that class, eight chimeras of two others, else noise.
 
-    A chimera is the upper half of one digit of ``pool`` over the lower half of another. ``x`` is one of the copies.
+    A chimera is the lower half of one digit of ``pool`` above the upper half of another. ``x`` is one of the copies.
     """
     b, cells = len(y), 36
     scene = 0.5 * torch.rand(b, cells, 8, 8, generator=generator)
     place = torch.rand(b, cells, generator=generator).argsort(dim=1)[:, : copies + chimeras]
     same = (labels == y[:, None]).float()
     others = pool[torch.multinomial(same, copies - 1, replacement=True, generator=generator), 0]
-    upper, lower = torch.randint(len(pool), (2, b, chimeras), generator=generator)
-    false = torch.cat((pool[upper, 0, :4], pool[lower, 0, 4:]), dim=2)
+    above, below = torch.randint(len(pool), (2, b, chimeras), generator=generator)
+    false = torch.cat((pool[above, 0, 4:], pool[below, 0, :4]), dim=2)
     scene[torch.arange(b)[:, None], place] = torch.cat((x, others, false), dim=1)
     return scene.view(b, 6, 6, 8, 8).transpose(2, 3).reshape(b, 1, 48, 48), y
 
@@ -221,7 +221,7 @@ def pruning_tokens_is_cheap(trial: Trial) -> dict[str, float]:
         )
         train.done += 1
         trial.progress(train.done, arms, name)
-        return average.model if average else model
+        return average.model.requires_grad_() if average else model
 
     train.done = 0
 
