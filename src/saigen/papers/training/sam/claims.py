@@ -68,16 +68,16 @@ SIZES = {
     ),
     "laptop": Size(
         image=8, channels=1, patch=2,
-        vit=Arm(_SMALL_NET | {"num_heads": 4}, 3e-3, 0.1, 0.1),
-        mixer=Arm(_SMALL_NET, 3e-3, 0.1, 0.15),
-        resnet=Arm({"block": "basic", "depths": (1, 1), "widths": (16, 32)}, 0.1, 1e-3, 0.05),
+        vit=Arm(_SMALL_NET | {"num_heads": 4}, 1e-2, 0.5, 0.1),
+        mixer=Arm(_SMALL_NET, 6e-3, 0.5, 0.3),
+        resnet=Arm({"block": "basic", "depths": (1, 1), "widths": (16, 32)}, 0.1, 1e-2, 0.05),
         train=300, steps=600, batch=50, warmup=20, curvature_images=300, noise=0.3,
     ),
     "real": Size(
         image=32, channels=3, patch=8,
-        vit=Arm({"embed_dim": 64, "depth": 4, "num_heads": 4}, 2e-3, 0.1, 0.1),
-        mixer=Arm({"embed_dim": 64, "depth": 4}, 2e-3, 0.1, 0.15),
-        resnet=Arm({"block": "basic", "depths": (1, 1, 1), "widths": (16, 32, 64)}, 0.1, 1e-3, 0.05),
+        vit=Arm({"embed_dim": 64, "depth": 4, "num_heads": 4}, 3e-3, 0.5, 0.1),
+        mixer=Arm({"embed_dim": 64, "depth": 4}, 3e-3, 0.5, 0.3),
+        resnet=Arm({"block": "basic", "depths": (1, 1, 1), "widths": (16, 32, 64)}, 0.1, 5e-3, 0.05),
         train=2000, steps=800, batch=50, warmup=50, curvature_images=500, noise=0.1, test=2000, crop_area=0.4,
     ),
     # the paper's recipe: 300 epochs of ImageNet in batches of 4096 (its ResNets: 90), 10,000 steps of warm-up
