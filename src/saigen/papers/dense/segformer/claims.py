@@ -74,7 +74,7 @@ SIZES = {
     "laptop": Size(
         **MICRO, crop=64, stride=48, steps=800, batch=16, lr=3e-3, warmup=20, train_scenes=400, test_scenes=48
     ),
-    "real": Size(**B0, crop=96, stride=72, steps=600, batch=8, lr=1e-3, warmup=50, scale=(0.75, 1.5)),
+    "real": Size(**B0, crop=96, stride=72, steps=500, batch=8, lr=1e-3, warmup=50, scale=(0.75, 1.5)),
     "full": Size(**B0, crop=768, stride=512, steps=160_000, batch=8, **RECIPE),
 }
 ADE20K = Size(**B4, crop=512, stride=512, steps=160_000, batch=16, **RECIPE)
