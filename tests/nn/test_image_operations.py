@@ -26,8 +26,14 @@ PILLOW = {
     "Rotate": (DEGREES, lambda image, degrees: image.rotate(degrees, fillcolor=FILL)),
     "ShearX": (SHEARS, lambda image, s: image.transform(image.size, Image.AFFINE, (1, s, 0, 0, 1, 0), fillcolor=FILL)),
     "ShearY": (SHEARS, lambda image, s: image.transform(image.size, Image.AFFINE, (1, 0, 0, s, 1, 0), fillcolor=FILL)),
-    "TranslateX": (PIXELS, lambda image, p: image.transform(image.size, Image.AFFINE, (1, 0, p, 0, 1, 0), fillcolor=FILL)),
-    "TranslateY": (PIXELS, lambda image, p: image.transform(image.size, Image.AFFINE, (1, 0, 0, 0, 1, p), fillcolor=FILL)),
+    "TranslateX": (
+        PIXELS,
+        lambda image, p: image.transform(image.size, Image.AFFINE, (1, 0, p, 0, 1, 0), fillcolor=FILL),
+    ),
+    "TranslateY": (
+        PIXELS,
+        lambda image, p: image.transform(image.size, Image.AFFINE, (1, 0, 0, 0, 1, p), fillcolor=FILL),
+    ),
 }
 OFFICIAL = {
     "AutoContrast": ((0.0,), lambda image, _: official.autocontrast(image)),
@@ -109,7 +115,9 @@ def test_a_batch_is_its_samples(name, arithmetic):
     generator = torch.Generator().manual_seed(3)
     images = torch.randint(0, 256, (2, 3, 3, 17, 23), dtype=torch.uint8, generator=generator)
     arguments = torch.tensor([[1.0, 2.0, 0.3], [7.0, 1.72, 0.0]])
-    whole = ops.apply_operation(name, images, arguments, arithmetic=arithmetic, generator=torch.Generator().manual_seed(1))
+    whole = ops.apply_operation(
+        name, images, arguments, arithmetic=arithmetic, generator=torch.Generator().manual_seed(1)
+    )
     assert whole.shape == images.shape and whole.dtype == torch.uint8
     if name == "Cutout":
         return
