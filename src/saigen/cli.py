@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 import typer.core
 from rich.console import Console
@@ -22,6 +21,8 @@ from saigen.report.numbers import duration, measured, number, reported
 
 LANGUAGES = ("en", "ja")
 INTERRUPTED = 130
+# The base of every complaint about arguments; typer has carried click under more than one name.
+WrongUse: Any = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
 VERDICT_STYLES = {
     "reproduced": "green",
     "direction only": "cyan",
@@ -35,9 +36,7 @@ VERDICT_STYLES = {
 class Commands(typer.core.TyperGroup):
     """Names the nearest command for one that there is not."""
 
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[Any, Any, list[str]]:
         if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
             names = self.list_commands(ctx)
             raise ValueError(
@@ -74,13 +73,15 @@ def main() -> None:
         if code == INTERRUPTED:
             raise KeyboardInterrupt
         sys.exit(code if isinstance(code, int) else 0)
-    except click.exceptions.Exit as stop:
+    except typer.Exit as stop:
         sys.exit(stop.exit_code)
-    except (KeyboardInterrupt, click.exceptions.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         _err().print("stopped; what was finished is kept, and the same command goes on from there")
         sys.exit(INTERRUPTED)
-    except click.ClickException as error:
-        error.show()
+    except WrongUse as error:
+        where = getattr(error, "ctx", None)
+        more = f" (`{where.command_path} --help` shows what it takes)" if where is not None else ""
+        _err().print(f"[bold red]error:[/] {escape(error.format_message() + more)}", soft_wrap=True)
         sys.exit(2)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,346 @@
+"""The experiments: scaling one dimension against scaling all three at equal cost, and what the family weighs and takes.
+
+At laptop scale the pictures are scenes made of scikit-learn's handwritten digits: one whole digit, of varying size and
+contrast, anywhere on a canvas among fragments of others. Small digits reward resolution, clutter rewards a deep view
+of the whole, variety rewards width; the canvas is rendered once and shrunk to what each network is given.
+"""
+
+import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from saigen.data import Images, decode, split
+from saigen.measure import macs, parameters, speed_ratio
+from saigen.nn.resnet import resnet152
+from saigen.papers.vision.efficientnet.model import B0_STAGES, EfficientNet, Stage, efficientnet_b1, efficientnet_b7
+from saigen.papers.vision.efficientnet.optimizer import RMSpropTF
+from saigen.train import EMA, accuracy, cosine, fit, predict
+from saigen.trial import Trial
+
+ARMS = ("depth", "width", "resolution", "compound")
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a scale trains: the base network, what it is given, for how long; ``lr`` per arm was chosen on validation."""
+
+    canvas: int
+    base_resolution: int
+    stages: tuple[Stage, ...]
+    stem_channels: int
+    stem_stride: int
+    head_channels: int
+    divisor: int
+    train: int
+    test: int
+    batch: int
+    epochs: int
+    lr: dict[str, float]
+    arms: dict[str, tuple[float, float, int]]
+    images: str = "scenes"
+
+
+SMALL_STAGES = (
+    Stage(repeats=1, kernel=3, stride=1, expansion=1, channels=8),
+    Stage(repeats=2, kernel=3, stride=2, expansion=4, channels=12),
+    Stage(repeats=2, kernel=5, stride=2, expansion=4, channels=24),
+)
+# B0 with a third of its channels, and strides for pictures of 16 to 32 pixels
+CIFAR_STAGES = tuple(
+    stage._replace(channels=channels, stride=stride)
+    for stage, channels, stride in zip(B0_STAGES, (8, 8, 16, 24, 40, 64, 104), (1, 1, 2, 2, 1, 2, 1), strict=True)
+)
+# (depth, width, resolution) of each arm. In a small network rounding makes the paper's factors miss four times the base
+# cost, so the scaled factor is moved until it fits, and for compound scaling the resolution and a little the width.
+TINY_ARMS = {
+    "depth": (3.75, 1.0, 16),
+    "width": (1.0, 2.2, 16),
+    "resolution": (1.0, 1.0, 32),
+    "compound": (1.4, 1.22, 20),
+}
+LAPTOP_ARMS = {
+    "depth": (3.75, 1.0, 24),
+    "width": (1.0, 2.2, 24),
+    "resolution": (1.0, 1.0, 48),
+    "compound": (1.4, 1.26, 30),
+}
+REAL_ARMS = TINY_ARMS
+FULL_ARMS = {
+    "depth": (4.0, 1.0, 224),
+    "width": (1.0, 2.0, 224),
+    "resolution": (1.0, 1.0, 448),
+    "compound": (1.4, 1.2, 291),
+}
+SAME_LR = dict.fromkeys(("base", *ARMS), 3e-3)
+SIZES = {
+    "tiny": Size(32, 16, SMALL_STAGES, 8, 2, 16, 2, 64, 64, 16, 1, SAME_LR, TINY_ARMS),
+    "laptop": Size(48, 24, SMALL_STAGES, 8, 2, 64, 2, 16_000, 2000, 48, 1, SAME_LR, LAPTOP_ARMS),
+    "real": Size(32, 16, CIFAR_STAGES, 16, 1, 256, 2, 10_000, 2000, 64, 2, SAME_LR, REAL_ARMS, "images"),
+    "full": Size(
+        512, 224, B0_STAGES, 32, 2, 1280, 8, 0, 0, 4096, 350, dict.fromkeys(("base", *ARMS), 0.256), FULL_ARMS, "files"
+    ),
+}
+
+
+def joint_scaling_beats_single(trial: Trial) -> dict[str, float]:
+    """One seed: a base network and four scaled ones of equal cost, trained alike on the same pictures; top-1 on test."""
+    size = SIZES[trial.scale]
+    if size.images == "files":
+        return _imagenet(trial, size)
+    train, test = _scenes(trial, size) if size.images == "scenes" else _own(trial, size)
+    channels = train.x.shape[1]
+    arms = {"base": (1.0, 1.0, size.base_resolution), **size.arms}
+    values = {
+        f"{arm}_macs": float(macs(lambda: build(size, depth, width, 10, channels), (channels, side, side)))
+        for arm, (depth, width, side) in arms.items()
+    }
+    check_costs(values)
+    for done, (arm, (depth, width, resolution)) in enumerate(arms.items()):
+        trial.progress(done, len(arms), arm)
+        with trial.seeded("weights"):
+            model = build(size, depth, width, len(train.classes), channels)
+        model = model.to(memory_format=torch.channels_last)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=size.lr[arm], weight_decay=0.01)
+        fit(
+            model,
+            lambda model, x, y: F.cross_entropy(model(x), y, label_smoothing=0.1),
+            (shrink(train.x, resolution), train.y),
+            optimizer=optimizer,
+            epochs=size.epochs,
+            batch_size=size.batch,
+            seed=trial.seed,
+            schedule=cosine(warmup=20),
+            transform=partial(_flip_and_shift, flip=size.images == "images"),
+            clip=1.0,
+            checkpoint=trial.checkpoint(arm),
+            device=trial.device,
+        )
+        values[arm] = accuracy(model, shrink(test.x, resolution), test.y)
+    return _gaps(values)
+
+
+def _gaps(values: dict[str, float]) -> dict[str, float]:
+    return values | {f"over_{arm}": values["compound"] - values[arm] for arm in ("depth", "width", "resolution")}
+
+
+def build(size: Size, depth: float, width: float, classes: int, channels: int) -> EfficientNet:
+    """The scale's base network, ``depth`` times as deep and ``width`` times as wide."""
+    return EfficientNet(
+        width,
+        depth,
+        stages=size.stages,
+        stem_channels=size.stem_channels,
+        stem_stride=size.stem_stride,
+        head_channels=size.head_channels,
+        divisor=size.divisor,
+        num_classes=classes,
+        in_chans=channels,
+        drop_rate=0.2 if size.images == "files" else 0.0,
+        drop_path_rate=0.2 if size.images == "files" else 0.0,
+        bn_momentum=0.01 if size.images == "files" else 0.1,
+    )
+
+
+def check_costs(costs: dict[str, float]) -> None:
+    """Every arm costs four times the base network, within 5 %; ``ValueError`` where one does not."""
+    for arm in ARMS:
+        ratio = costs[f"{arm}_macs"] / costs["base_macs"]
+        if not 3.8 <= ratio <= 4.2:
+            raise ValueError(f"arm {arm} costs {ratio:.2f} times the base network, allowed is 3.8 to 4.2")
+
+
+def shrink(x: Tensor, resolution: int) -> Tensor:
+    """Pictures of ``resolution`` pixels a side, by antialiased bilinear sampling."""
+    if x.shape[-1] != resolution:
+        x = F.interpolate(x, (resolution, resolution), mode="bilinear", antialias=True)
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def _flip_and_shift(generator: torch.Generator, x: Tensor, y: Tensor, flip: bool) -> tuple[Tensor, Tensor]:
+    # up to an eighth of the side each way, the same share at every resolution
+    reach = x.shape[-1] // 8
+    dx, dy = torch.randint(-reach, reach + 1, (2,), generator=generator).tolist()
+    side = x.shape[-1]
+    x = F.pad(x, (reach, reach, reach, reach))[..., reach + dy : reach + dy + side, reach + dx : reach + dx + side]
+    if flip:
+        mirrored = torch.rand(len(x), generator=generator) < 0.5
+        x = torch.where(mirrored[:, None, None, None], x.flip(-1), x)
+    return x.contiguous(memory_format=torch.channels_last), y
+
+
+def _own(trial: Trial, size: Size) -> tuple[Images, Images]:
+    parts = []
+    for part, count in (("train", size.train), ("test", size.test)):
+        images = trial.data("images", size=size.canvas, part=part)
+        (chosen,) = split(images.y, (min(count, len(images)),), trial.rng(part))
+        parts.append(images.subset(chosen).float())
+    mean, std = parts[0].x.mean((0, 2, 3), keepdim=True), parts[0].x.std((0, 2, 3), keepdim=True)
+    return tuple(Images((p.x - mean) / std, p.y, p.classes, p.name, p.fingerprint) for p in parts)
+
+
+# --- laptop scale: scenes of handwritten digits --------------------------------------------------------------------
+
+
+def _scenes(trial: Trial, size: Size) -> tuple[Images, Images]:
+    digits = trial.data("digits")
+    parts = split(digits.y, (1197, 600), trial.rng("split"))
+    return tuple(
+        scenes(digits.subset(indices), count, size.canvas, trial.generator(part))
+        for part, indices, count in zip(("train", "test"), parts, (size.train, size.test), strict=True)
+    )
+
+
+def scenes(digits: Images, count: int, canvas: int, generator: torch.Generator, fragments: int = 6) -> Images:
+    """``count`` grey pictures (count, 1, canvas, canvas), labelled with the one whole digit in each.
+
+    The digit is a fifth to a half of the side, at a random place, with a random contrast; ``fragments`` quarters of
+    other digits lie about, and there is noise.
+    """
+    chosen = torch.randint(len(digits), (count,), generator=generator)
+    picture = _place(digits.x[chosen], canvas, generator)
+    for _ in range(fragments):
+        others = digits.x[torch.randint(len(digits), (count,), generator=generator)].clone()
+        corner = torch.randint(4, (count,), generator=generator)
+        rows, columns = torch.arange(8) // 4, torch.arange(8) // 4
+        quarter = 2 * rows[:, None] + columns[None, :]
+        others[quarter[None, None].expand_as(others) != corner[:, None, None, None]] = 0.0
+        picture = torch.maximum(picture, _place(others, canvas, generator))
+    contrast = 0.5 + 0.5 * torch.rand(count, 1, 1, 1, generator=generator)
+    picture = picture * contrast + 0.1 * torch.randn(picture.shape, generator=generator)
+    return Images(picture, digits.y[chosen], digits.classes, digits.name, digits.fingerprint)
+
+
+def _place(x: Tensor, canvas: int, generator: torch.Generator) -> Tensor:
+    n = len(x)
+    scale = 0.2 + 0.3 * torch.rand(n, generator=generator)
+    centre = (torch.rand(n, 2, generator=generator) * 2 - 1) * (1 - scale)[:, None]
+    theta = torch.zeros(n, 2, 3)
+    theta[:, 0, 0] = theta[:, 1, 1] = 1 / scale
+    theta[:, :, 2] = -centre / scale[:, None]
+    return F.grid_sample(x, F.affine_grid(theta, (n, 1, canvas, canvas), align_corners=False), align_corners=False)
+
+
+# --- full scale: an ImageNet folder --------------------------------------------------------------------------------
+
+
+class _Files:
+    """Pictures of a folder ``part/CLASS/*``, read when they are asked for: a tensor to index that needs no memory."""
+
+    def __init__(self, root: Path, side: int) -> None:
+        folders = sorted(folder for folder in root.iterdir() if folder.is_dir())
+        self.files = [(file, label) for label, folder in enumerate(folders) for file in sorted(folder.iterdir())]
+        self.y = torch.tensor([label for _, label in self.files])
+        self.classes, self.side = len(folders), side
+        self.pool = ThreadPoolExecutor()
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, indices: Tensor | slice) -> Tensor:
+        if isinstance(indices, slice):
+            indices = torch.arange(len(self))[indices]
+        paths = [self.files[i][0] for i in indices.tolist()]
+        pictures = self.pool.map(lambda path: torch.from_numpy(decode(path, str(path), self.side).copy()), paths)
+        return torch.stack(list(pictures)).permute(0, 3, 1, 2)
+
+
+def _imagenet(trial: Trial, size: Size) -> dict[str, float]:
+    """The official recipe (RMSProp, label smoothing, decay of the weights in the loss, weight EMA) for each arm."""
+    if trial.data_path is None:
+        raise ValueError("scale 'full' needs data of yours: give --data PATH, a folder with train/CLASS and val/CLASS")
+    values = {}
+    for arm, (depth, width, resolution) in {"base": (1.0, 1.0, size.base_resolution), **size.arms}.items():
+        train = _Files(trial.data_path / "train", resolution + 32)
+        val = _Files(trial.data_path / "val", resolution + 32)
+        with trial.seeded("weights"):
+            model = build(size, depth, width, train.classes, 3)
+        values[f"{arm}_macs"] = float(macs(model, (3, resolution, resolution)))
+        decayed = [p for p in model.parameters() if p.ndim > 1 or p is model.classifier.bias]
+        rest = [p for p in model.parameters() if not (p.ndim > 1 or p is model.classifier.bias)]
+        groups = [{"params": decayed, "weight_decay": 1e-5}, {"params": rest, "weight_decay": 0.0}]
+        ema = EMA(model, 0.9999)
+        per_epoch = len(train) // size.batch
+        fit(
+            model,
+            lambda model, x, y: F.cross_entropy(model(x), y, label_smoothing=0.1),
+            (train, train.y),
+            optimizer=RMSpropTF(groups, lr=size.lr[arm]),
+            epochs=size.epochs,
+            batch_size=size.batch,
+            seed=trial.seed,
+            schedule=_staircase(per_epoch),
+            transform=partial(_inception_crop, resolution=resolution),
+            ema=ema,
+            checkpoint=trial.checkpoint(arm),
+            device=trial.device,
+        )
+        model = ema.model
+        values[arm] = (predict(lambda x: model(_centre(x, resolution)), val).argmax(-1) == val.y).double().mean().item()
+    trial.used(trial.data_path.name, f"{len(train)} and {len(val)} files, {train.classes} classes")
+    return _gaps(values)
+
+
+def _staircase(per_epoch: int) -> Callable[[int, int], float]:
+    # five epochs of warm-up, then times 0.97 every 2.4 epochs
+    return lambda step, total: min(1.0, step / (5 * per_epoch)) * 0.97 ** (step // max(1, round(2.4 * per_epoch)))
+
+
+def _normalise(x: Tensor) -> Tensor:
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    return (x.float() / 255 - mean.to(x.device)[:, None, None]) / std.to(x.device)[:, None, None]
+
+
+def _centre(x: Tensor, resolution: int) -> Tensor:
+    edge = (x.shape[-1] - resolution) // 2
+    return _normalise(x[..., edge : edge + resolution, edge : edge + resolution])
+
+
+def _inception_crop(generator: torch.Generator, x: Tensor, y: Tensor, resolution: int) -> tuple[Tensor, Tensor]:
+    # area 8-100 %, aspect 3/4-4/3, mirrored half of the time, one draw a picture
+    side, crops = x.shape[-1], []
+    area, aspect, top, left, mirror = torch.rand(5, len(x), generator=generator).tolist()
+    for i, picture in enumerate(x):
+        ratio = math.exp(math.log(3 / 4) + aspect[i] * (math.log(4 / 3) - math.log(3 / 4)))
+        cut = (0.08 + 0.92 * area[i]) * side * side
+        h, w = min(side, round(math.sqrt(cut / ratio))), min(side, round(math.sqrt(cut * ratio)))
+        y0, x0 = int(top[i] * (side - h + 1)), int(left[i] * (side - w + 1))
+        crop = picture[None, :, y0 : y0 + h, x0 : x0 + w].float()
+        crop = F.interpolate(crop, (resolution, resolution), mode="bicubic", antialias=True)[0]
+        crops.append(crop.flip(-1) if mirror[i] < 0.5 else crop)
+    return _normalise(torch.stack(crops).clamp(0, 255)), y
+
+
+# --- claims that need no training ----------------------------------------------------------------------------------
+
+
+def b7_is_smaller_than_gpipe(trial: Trial) -> dict[str, float]:
+    """Parameters of GPipe's AmoebaNet-B, as the paper prints them, over those of B7, counted."""
+    with torch.device("meta"):
+        b7 = parameters(efficientnet_b7())
+    return {"parameter_ratio": 557e6 / b7, "b7_parameters": float(b7)}
+
+
+def b1_is_faster_than_resnet152(trial: Trial) -> dict[str, float]:
+    """Time of ResNet-152 at 224 pixels over that of B1 at 240, one picture on one core, as in Table 4."""
+    side = (32, 48) if trial.scale == "tiny" else (224, 240)
+    with trial.seeded("weights"):
+        resnet, b1 = resnet152().eval(), efficientnet_b1().eval()
+        theirs, ours = torch.rand(1, 3, side[0], side[0]), torch.rand(1, 3, side[1], side[1])
+
+    @torch.inference_mode()
+    def run(model: torch.nn.Module, x: Tensor) -> Tensor:
+        return model(x)
+
+    ratio = speed_ratio(partial(run, resnet, theirs), partial(run, b1, ours), threads=1, seconds=1.0)
+    return {
+        "speedup": ratio,
+        "resnet152_macs": float(macs(resnet, (3, side[0], side[0]))),
+        "b1_macs": float(macs(b1, (3, side[1], side[1]))),
+    }
