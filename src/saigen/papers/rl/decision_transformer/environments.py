@@ -5,7 +5,7 @@ They speak Gymnasium's vector API (``num_envs``, ``reset(seed=)``, ``step(action
 chance: where luck decides, a high return says little about the actions, and conditioning on it misleads.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -137,7 +137,7 @@ def key_to_door_gymnasium(**options: Any) -> Any:
         raise ImportError("Gymnasium environments need the extra rl: pip install 'saigen[rl]'") from error
 
     class KeyToDoorEnv(gymnasium.Env):
-        metadata: dict[str, Any] = {"render_modes": []}
+        metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
 
         def __init__(self) -> None:
             self.batch = KeyToDoor(1, **options)

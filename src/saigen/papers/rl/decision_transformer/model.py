@@ -286,9 +286,7 @@ def parameter_groups(model: nn.Module, weight_decay: float = 0.1) -> list[dict[s
 
     The Gym training has one group instead: AdamW with weight decay 1e-4 on everything.
     """
-    decayed = {
-        id(module.weight) for module in model.modules() if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d))
-    }
+    decayed = {id(module.weight) for module in model.modules() if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d))}
     parameters = list(model.parameters())
     return [
         {"params": [p for p in parameters if id(p) in decayed], "weight_decay": weight_decay},
