@@ -41,7 +41,10 @@ def test_operations_equal_timm(name, increasing):
             expected = torch.from_numpy(np.array(operation(Image.fromarray(picture)))).permute(2, 0, 1)
             image = torch.from_numpy(picture).permute(2, 0, 1)
             # Their sign is hidden in a global generator: the picture must be that of one of ours.
-            candidates = [apply_operation(name, image, ours.argument(name, level, sign, image.shape[-2:]), fill=128) for sign in (1, -1)]
+            candidates = [
+                apply_operation(name, image, ours.argument(name, level, sign, image.shape[-2:]), fill=128)
+                for sign in (1, -1)
+            ]
             assert any(torch.equal(candidate, expected) for candidate in candidates), (name, level, seed)
 
 
@@ -74,7 +77,9 @@ def test_signs_and_gating_follow_timm_statistics():
     need("timm")
     timm = need_module("timm.data.auto_augment")
     picture = next(pictures(1, (16, 16)))
-    transform = timm.rand_augment_transform("rand-m9-n2", {"translate_pct": 0.45, "img_mean": (128, 128, 128), "interpolation": Image.NEAREST})
+    transform = timm.rand_augment_transform(
+        "rand-m9-n2", {"translate_pct": 0.45, "img_mean": (128, 128, 128), "interpolation": Image.NEAREST}
+    )
     random.seed(0)
     np.random.seed(0)
     theirs = np.mean([np.array_equal(np.array(transform(Image.fromarray(picture))), picture) for _ in range(1500)])

@@ -21,7 +21,18 @@ Fill = float | int | Sequence[float | int]
 ARITHMETICS = ("pillow", "tensorflow")
 GEOMETRIC = ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")
 BLENDS = ("Color", "Contrast", "Brightness", "Sharpness")
-OPERATIONS = ("Identity", "AutoContrast", "Equalize", "Invert", "Posterize", "Solarize", "SolarizeAdd", "Cutout", *BLENDS, *GEOMETRIC)
+OPERATIONS = (
+    "Identity",
+    "AutoContrast",
+    "Equalize",
+    "Invert",
+    "Posterize",
+    "Solarize",
+    "SolarizeAdd",
+    "Cutout",
+    *BLENDS,
+    *GEOMETRIC,
+)
 
 
 def apply_operation(
@@ -111,7 +122,9 @@ def _per_sample(value: Argument, x: Tensor, dtype: torch.dtype = torch.float32) 
     value = torch.as_tensor(value, dtype=dtype, device="cpu")
     n = math.prod(x.shape[:-3])
     if value.ndim and value.shape != x.shape[:-3]:
-        raise ValueError(f"an argument has shape {tuple(value.shape)}, allowed is one number or {tuple(x.shape[:-3])}, one a sample")
+        raise ValueError(
+            f"an argument has shape {tuple(value.shape)}, allowed is one number or {tuple(x.shape[:-3])}, one a sample"
+        )
     return value.reshape(-1, 1, 1, 1).expand(n, 1, 1, 1)
 
 
@@ -201,7 +214,9 @@ def luma(x: Num[Tensor, "*n c h w"], *, arithmetic: str = "pillow") -> Float[Ten
     if levels.shape[1] == 1:
         return levels.float()
     if levels.shape[1] != 3:
-        raise ValueError(f"images have {levels.shape[1]} channels, allowed are 1 (grey) and 3 (RGB) for Color and Contrast")
+        raise ValueError(
+            f"images have {levels.shape[1]} channels, allowed are 1 (grey) and 3 (RGB) for Color and Contrast"
+        )
     red, green, blue = (levels[:, i : i + 1].float() for i in range(3))
     if arithmetic == "pillow":
         # Pillow's fixed point; every sum stays below 2^24, so float32 is exact.
@@ -226,7 +241,9 @@ def contrast(x: Num[Tensor, "*n c h w"], factor: Argument, *, arithmetic: str = 
     _check_arithmetic(arithmetic)
     levels = _images(x)
     if arithmetic == "tensorflow":
-        return _like(_blend(float(min(255, levels.shape[-2] * levels.shape[-1] // 256)), levels, _per_sample(factor, x)), x)
+        return _like(
+            _blend(float(min(255, levels.shape[-2] * levels.shape[-1] // 256)), levels, _per_sample(factor, x)), x
+        )
     mean = luma(x).double().mean((-3, -2, -1), keepdim=True).add_(0.5).floor_().float()
     return _like(_blend(mean, levels, _per_sample(factor, x)), x)
 
@@ -287,7 +304,10 @@ def affine(
     else:
         row, column = torch.arange(h, device=x.device).float(), torch.arange(w, device=x.device).float()
         a, b, c_, d, e, f = matrix.float().to(x.device).view(n, 6, 1, 1).unbind(1)
-        source_x, source_y = _round_half_away(a * column + b * row[:, None] + c_), _round_half_away(d * column + e * row[:, None] + f)
+        source_x, source_y = (
+            _round_half_away(a * column + b * row[:, None] + c_),
+            _round_half_away(d * column + e * row[:, None] + f),
+        )
     # The sign bit of any of the four is set where the pixel lies outside; shifted down it is a mask of ones.
     outside = (source_x | (w - 1 - source_x)).bitwise_or_(source_y).bitwise_or_(h - 1 - source_y)
     outside.bitwise_right_shift_(31 if outside.dtype == torch.int32 else 63)

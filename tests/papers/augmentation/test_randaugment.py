@@ -44,7 +44,9 @@ def test_official_argument_table_at_every_level():
         expected |= {"Rotate": 30 * share, "ShearX": 0.3 * share, "ShearY": 0.3 * share}
         expected |= {"TranslateX": 100 * share, "TranslateY": 100 * share}
         expected |= {"Posterize": min(8, int(4 * share)), "Solarize": min(256, int(256 * share))}
-        expected |= {"SolarizeAdd": int(110 * share), "Cutout": int(40 * share)} | dict.fromkeys(BLENDS, 1.8 * share + 0.1)
+        expected |= {"SolarizeAdd": int(110 * share), "Cutout": int(40 * share)} | dict.fromkeys(
+            BLENDS, 1.8 * share + 0.1
+        )
         for name, value in expected.items():
             assert level_to_argument(name, level) == pytest.approx(value, abs=1e-9), (name, level)
 
@@ -82,7 +84,11 @@ def test_a_batch_is_the_operations_one_after_the_other(op_set, arithmetic):
     augment = RandAugment(3, 9, op_set=op_set, arithmetic=arithmetic)
     x, policy = images(24), augment.draw(24, generator=seeded(1))
     names = augment.operations
-    policy = policy._replace(operations=policy.operations.masked_fill(policy.operations == (names.index("Cutout") if "Cutout" in names else -1), -1))
+    policy = policy._replace(
+        operations=policy.operations.masked_fill(
+            policy.operations == (names.index("Cutout") if "Cutout" in names else -1), -1
+        )
+    )
     result = augment.apply_policy(x, policy)
     for i in range(len(x)):
         one = x[i]
@@ -139,7 +145,10 @@ def test_magnitude_modes():
               ("constant", "random", "linear", "random_increasing")}  # fmt: skip
     assert levels["constant"].unique().tolist() == [8.0] and levels["linear"].unique().tolist() == [2.0]
     assert levels["random"].mean().item() == pytest.approx(4, abs=0.1) and levels["random"].max() > 7.9
-    assert levels["random_increasing"].mean().item() == pytest.approx(1, abs=0.03) and levels["random_increasing"].max() <= 2
+    assert (
+        levels["random_increasing"].mean().item() == pytest.approx(1, abs=0.03)
+        and levels["random_increasing"].max() <= 2
+    )
     noisy = RandAugment(2, 9, magnitude_std=0.5).draw(5000, generator=seeded()).levels
     assert noisy.std().item() == pytest.approx(0.5, abs=0.05) and noisy.max() <= 10
 

@@ -37,6 +37,7 @@ def brute_force(x, y, temperature, metric="euclidean", eps=0.0):
     """The formula as it stands, number by number."""
     x, y, losses = np.asarray(x, np.float64), np.asarray(y), []
     for i in range(len(x)):
+
         def fit(j, i=i):
             if metric == "cosine":
                 return math.exp(-(1 - x[i] @ x[j] / np.linalg.norm(x[i]) / np.linalg.norm(x[j])) / temperature)
@@ -122,7 +123,11 @@ def test_samples_without_a_positive():
     assert torch.allclose(soft_nearest_neighbor_loss(x, y, 1.0), each.sum() / 6)
     official = soft_nearest_neighbor_loss(x, y, 1.0, eps=1e-5, reduction="none")
     assert official[4].item() == pytest.approx(-math.log(1e-5)) == pytest.approx(11.513, abs=5e-4)
-    for labels, rows in ((torch.arange(7), x), (torch.zeros(1, dtype=torch.long), x[:1]), (torch.zeros(0, dtype=torch.long), x[:0])):
+    for labels, rows in (
+        (torch.arange(7), x),
+        (torch.zeros(1, dtype=torch.long), x[:1]),
+        (torch.zeros(0, dtype=torch.long), x[:0]),
+    ):
         rows = rows.clone().requires_grad_()
         loss = soft_nearest_neighbor_loss(rows, labels, 1.0)
         loss.backward()
@@ -149,7 +154,9 @@ def test_temperature_step_is_the_official_one(eps):
     stepped = inverse_temperature_step(x.requires_grad_(), y, inverse, initial=10.0, eps=eps)
     assert torch.allclose(stepped, expected, rtol=1e-10) and not stepped.requires_grad
     far = torch.tensor([[0.0], [100.0], [1.0], [101.0]])
-    assert inverse_temperature_step(far, torch.tensor([0, 0, 1, 1]), torch.tensor(1.0), initial=1.0).item() == pytest.approx(1e-4)
+    assert inverse_temperature_step(
+        far, torch.tensor([0, 0, 1, 1]), torch.tensor(1.0), initial=1.0
+    ).item() == pytest.approx(1e-4)
 
 
 def test_least_over_temperature():
@@ -159,7 +166,10 @@ def test_least_over_temperature():
         least, temperature = optimal_temperature(x, y)
         assert torch.allclose(soft_nearest_neighbor_loss(x, y, temperature), least)
         scale = pairwise_distance(x).median()
-        assert all(least <= soft_nearest_neighbor_loss(x, y, scale * 10**power) + 1e-12 for power in np.linspace(-3.9, 3.9, 400))
+        assert all(
+            least <= soft_nearest_neighbor_loss(x, y, scale * 10**power) + 1e-12
+            for power in np.linspace(-3.9, 3.9, 400)
+        )
         assert torch.allclose(optimal_temperature(7 * x, y)[0], least, atol=1e-9)
     least, temperature = optimal_temperature(X, Y)
     slope = inverse_temperature_step(X, Y, torch.ones(()), initial=temperature.item(), lr=1.0) - 1
@@ -238,16 +248,23 @@ def test_layer_analysis():
 def test_hidden_features_leave_the_model_as_it_was():
     model = entangled_cnn(width=2).train()
     features = hidden_features(model, ["conv1", "conv3"], torch.rand(5, 1, 28, 28), batch_size=2)
-    assert {name: tuple(value.shape) for name, value in features.items()} == {"conv1": (5, 2 * 14 * 14), "conv3": (5, 4)}
+    assert {name: tuple(value.shape) for name, value in features.items()} == {
+        "conv1": (5, 2 * 14 * 14),
+        "conv3": (5, 4),
+    }
     assert model.training and not model.conv1._forward_hooks
 
 
 def test_neighbor_credibility():
     train, labels = torch.tensor([[0.0], [1], [2], [10], [11], [12]]), torch.tensor([0, 0, 1, 1, 1, 1])
-    share = hidden_neighbor_credibility(train, labels, torch.tensor([[0.5], [11.0], [0.5]]), torch.tensor([0, 1, 1]), k=3)
+    share = hidden_neighbor_credibility(
+        train, labels, torch.tensor([[0.5], [11.0], [0.5]]), torch.tensor([0, 1, 1]), k=3
+    )
     assert torch.allclose(share, torch.tensor([2 / 3, 1, 1 / 3]))
     neighbors = DeepNeighbors({"a": train, "b": train}, labels, k=3)
-    nonconformity = neighbors.nonconformity({"a": torch.tensor([[0.5]]), "b": torch.tensor([[11.0]])}, torch.tensor([0]))
+    nonconformity = neighbors.nonconformity(
+        {"a": torch.tensor([[0.5]]), "b": torch.tensor([[11.0]])}, torch.tensor([0])
+    )
     assert nonconformity.item() == pytest.approx(1 + 3)
     with pytest.raises(ValueError, match="not calibrated"):
         neighbors.credibility({"a": train, "b": train}, labels)
@@ -255,7 +272,9 @@ def test_neighbor_credibility():
     ranks = neighbors.credibility({"a": train, "b": train}, labels)
     conform = neighbors.nonconformity({"a": train, "b": train}, labels)
     assert torch.allclose(ranks, (conform[None] >= conform[:, None] - 1e-6).float().mean(1))
-    cosine = hidden_neighbor_credibility(torch.eye(3), torch.arange(3), 5 * torch.eye(3), torch.arange(3), k=1, metric="cosine")
+    cosine = hidden_neighbor_credibility(
+        torch.eye(3), torch.arange(3), 5 * torch.eye(3), torch.arange(3), k=1, metric="cosine"
+    )
     assert cosine.tolist() == [1, 1, 1]
     with pytest.raises(ValueError, match="k is 7"):
         hidden_neighbor_credibility(train, labels, train, labels, k=7)
@@ -270,25 +289,34 @@ def test_real_and_generated():
     bad.requires_grad_()
     (-real_fake_entanglement(real, bad, 10.0)).backward()
     # A step along the bonus brings the generated points nearer to the real ones.
-    assert ((bad - 0.1 * bad.grad / bad.grad.norm()).mean(0).norm() < bad.mean(0).norm())
+    assert (bad - 0.1 * bad.grad / bad.grad.norm()).mean(0).norm() < bad.mean(0).norm()
 
 
 def test_network():
     model = entangled_cnn()
     assert sum(p.numel() for p in model.parameters()) == 710_218
-    counts = [sum(p.numel() for p in part.parameters()) for part in (model.conv1, model.conv2, model.conv3, model.classifier)]
+    counts = [
+        sum(p.numel() for p in part.parameters()) for part in (model.conv1, model.conv2, model.conv3, model.classifier)
+    ]
     assert counts == [4_160, 295_040, 409_728, 1_290]
     features = hidden_features(model, ["conv1", "conv2", "conv3"], torch.rand(2, 1, 28, 28))
     assert [value.shape[1] for value in features.values()] == [14 * 14 * 64, 5 * 5 * 128, 128]
     assert entangled_cnn(in_chans=3, image_size=32, num_classes=7)(torch.rand(2, 3, 32, 32)).shape == (2, 7)
     model.reset_classifier(4)
     assert model(torch.rand(2, 1, 28, 28)).shape == (2, 4)
-    assert set(model.convert_state_dict({f"module.{k}": v for k, v in model.state_dict().items()})) == set(model.state_dict())
+    assert set(model.convert_state_dict({f"module.{k}": v for k, v in model.state_dict().items()})) == set(
+        model.state_dict()
+    )
 
 
 @pytest.mark.parametrize(
     ("arguments", "name"),
-    [({"temperature": 0.0}, "temperature"), ({"metric": "manhattan"}, "metric"), ({"eps": -1.0}, "eps"), ({"reduction": "max"}, "reduction")],
+    [
+        ({"temperature": 0.0}, "temperature"),
+        ({"metric": "manhattan"}, "metric"),
+        ({"eps": -1.0}, "eps"),
+        ({"reduction": "max"}, "reduction"),
+    ],
 )
 def test_wrong_arguments_are_named(arguments, name):
     with pytest.raises(ValueError, match=f"{name} is"):

@@ -91,12 +91,16 @@ def search_beats_plain(trial: Trial) -> dict[str, float]:
     def make(num_ops: int, magnitude: float) -> RandAugment:
         schedule = "official" if trial.scale == "full" else "increasing"
         fill = 0.0 if digits else 128.0
-        return RandAugment(num_ops, magnitude, op_set=operations, schedule=schedule, translate=size.translate, fill=fill)
+        return RandAugment(
+            num_ops, magnitude, op_set=operations, schedule=schedule, translate=size.translate, fill=fill
+        )
 
     nothing = make(0, 0)
     pad = max(size.pads, key=lambda pad: train(nothing, pad, size.train)[0])
     _, plain = train(nothing, pad, size.train)
-    grid = search_rand_augment(lambda augment: train(augment, pad, size.train)[0], size.num_ops, size.magnitudes, make=make)
+    grid = search_rand_augment(
+        lambda augment: train(augment, pad, size.train)[0], size.num_ops, size.magnitudes, make=make
+    )
     chosen = train(make(*grid.best), pad, size.train)[1]
     values = {
         "gain": chosen - plain,
@@ -150,7 +154,13 @@ def _digit_network() -> nn.Module:
         return [nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU()]
 
     return nn.Sequential(
-        *stage(1, 16), nn.MaxPool2d(2), *stage(16, 32), nn.MaxPool2d(2), *stage(32, 32), nn.Flatten(), nn.Linear(512, 10)
+        *stage(1, 16),
+        nn.MaxPool2d(2),
+        *stage(16, 32),
+        nn.MaxPool2d(2),
+        *stage(32, 32),
+        nn.Flatten(),
+        nn.Linear(512, 10),
     )
 
 

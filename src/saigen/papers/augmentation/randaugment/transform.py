@@ -195,7 +195,9 @@ class RandAugment(nn.Module):
                 raise ValueError(f"{name} is {value}, allowed is {name} >= 0")
         shape = (num_ops, len(published.names))
         if weights is not None and tuple(weights.shape) != shape:
-            raise ValueError(f"weights has shape {tuple(weights.shape)}, allowed is {shape}: one row an operation drawn")
+            raise ValueError(
+                f"weights has shape {tuple(weights.shape)}, allowed is {shape}: one row an operation drawn"
+            )
         self.operations = published.names
         self.num_ops, self.magnitude, self.magnitude_mode = num_ops, float(magnitude), magnitude_mode
         self.magnitude_std, self.cutout, self.arithmetic = magnitude_std, cutout, arithmetic
@@ -209,7 +211,9 @@ class RandAugment(nn.Module):
         """Augments each image. ``progress`` is the share of the training done, in [0, 1]; ``generator`` is on the CPU."""
         if not self.training or self.num_ops == 0 or x.numel() == 0:
             return x
-        return self.apply_policy(x, self.draw(math.prod(x.shape[:-3]), progress=progress, generator=generator), generator)
+        return self.apply_policy(
+            x, self.draw(math.prod(x.shape[:-3]), progress=progress, generator=generator), generator
+        )
 
     def draw(self, batch: int, *, progress: float | int = 1.0, generator: torch.Generator | None = None) -> Policy:
         """Draws what will be applied to ``batch`` images."""
@@ -219,7 +223,9 @@ class RandAugment(nn.Module):
         if self.weights is None:
             operations = torch.randint(len(self.operations), shape, generator=generator)
         else:
-            operations = torch.multinomial(self.weights.detach().cpu().float(), batch, replacement=True, generator=generator)
+            operations = torch.multinomial(
+                self.weights.detach().cpu().float(), batch, replacement=True, generator=generator
+            )
         signs = 2 * torch.randint(2, shape, generator=generator) - 1
         bound = self.magnitude * (progress if self.magnitude_mode in ("linear", "random_increasing") else 1.0)
         levels = torch.full(shape, bound, dtype=torch.float64)
@@ -254,10 +260,17 @@ class RandAugment(nn.Module):
             for name in (name for name in names if name not in GEOMETRIC):
                 values = torch.tensor([value for _, value in drawn[name]], dtype=torch.float64)
                 part = images[start : start + len(values)]
-                results.append(apply_operation(name, part, values, fill=self.fill, arithmetic=self.arithmetic, generator=generator))
+                results.append(
+                    apply_operation(name, part, values, fill=self.fill, arithmetic=self.arithmetic, generator=generator)
+                )
                 start += len(values)
             if start < len(images):
-                moves = [geometry_matrix(name, value, h, w, self.arithmetic) for name in names if name in GEOMETRIC for _, value in drawn[name]]
+                moves = [
+                    geometry_matrix(name, value, h, w, self.arithmetic)
+                    for name in names
+                    if name in GEOMETRIC
+                    for _, value in drawn[name]
+                ]
                 matrix = torch.tensor(moves, dtype=torch.float64)
                 results.append(affine(images[start:], matrix, fill=self.fill, arithmetic=self.arithmetic))
             images = torch.cat(results)
@@ -270,7 +283,13 @@ class RandAugment(nn.Module):
         if self.relative and name in ("TranslateX", "TranslateY"):
             translate *= size[1] if name == "TranslateX" else size[0]
         value = level_to_argument(
-            name, level, sign=sign, schedule=self.schedule, max_level=self.max_level, translate=translate, cutout=self.cutout
+            name,
+            level,
+            sign=sign,
+            schedule=self.schedule,
+            max_level=self.max_level,
+            translate=translate,
+            cutout=self.cutout,
         )
         # torchvision moves by whole pixels, towards zero.
         return int(value) if self.schedule == "torchvision" and name in ("TranslateX", "TranslateY") else value

@@ -46,7 +46,7 @@ class Size:
 
 SIZES = {
     "tiny": Size(80, 40, 60, 40, 6, 20, 2e-3, (0.0,), (-0.01,), (4, 4, 8, 8), 6),
-    "laptop": Size(800, 300, 1_000, 400, 200, 100, 2e-3, (0.0, 0.05, 0.2), (-0.01, -0.03, -0.1), (8, 16, 32, 64), 320),
+    "laptop": Size(800, 300, 1_000, 400, 300, 100, 2e-3, (0.0, 0.05, 0.2), (-0.01, -0.03, -0.1), (8, 16, 32, 64), 320),
     "real": Size(4_000, 1_000, 2_000, 500, 190, 128, 1e-3, (0.0, 0.05), (-0.01, -0.1), (16, 32, 64, 128), 250),
     "full": Size(35_000, 5_000, 8_000, 2_000, 13_600, 128, 1e-3, (0.0, 0.05, 0.2), (-0.003, -0.01, -0.03, -0.1, -0.3),
                  (16, 32, 64, 128), 27_300, depth=2),
@@ -120,7 +120,10 @@ def _judge(model: nn.Module, parts: dict[str, tuple[Tensor, Tensor]], layers: tu
     for part in ("test", "outliers"):
         logits = predict(model, parts[part][0])
         features = hidden_features(model, layers, parts[part][0])
-        each = [hidden_neighbor_credibility(train[name], y_train, features[name], logits.argmax(-1), NEIGHBORS) for name in layers]
+        each = [
+            hidden_neighbor_credibility(train[name], y_train, features[name], logits.argmax(-1), NEIGHBORS)
+            for name in layers
+        ]
         shares.append(torch.stack(each).mean(0))
         confidence.append(logits.softmax(-1).amax(-1))
     known = [1] * len(shares[0]) + [0] * len(shares[1])
@@ -209,7 +212,9 @@ def textures(y: Tensor, generator: torch.Generator, side: int = 16) -> Tensor:
     cycles = torch.where(y % 2 == 0, 0.13, 0.22).view(-1, 1, 1)
     wave = torch.sin(2 * math.pi * (cycles * (u * angle.cos() + v * angle.sin()) + uniform(0, 1)))
     window = torch.exp(-((u - uniform(4, 12)).square() + (v - uniform(4, 12)).square()) / 50)
-    clouds = F.interpolate(torch.randn(n, 1, 4, 4, generator=generator), (side, side), mode="bicubic", align_corners=False)
+    clouds = F.interpolate(
+        torch.randn(n, 1, 4, 4, generator=generator), (side, side), mode="bicubic", align_corners=False
+    )
     noise = torch.randn(n, side, side, generator=generator)
     return (wave * window * uniform(0.6, 1.0) + 0.8 * clouds[:, 0] + 0.2 * noise)[:, None].clamp(-2.5, 2.5)
 
@@ -217,13 +222,17 @@ def textures(y: Tensor, generator: torch.Generator, side: int = 16) -> Tensor:
 class _SmallNetwork(nn.Module):
     """Three convolutions and a hidden layer, no normalisation, as in the official example."""
 
-    def __init__(self, width: int = 8, classes: int = 8) -> None:
+    def __init__(self, width: int = 16, classes: int = 8) -> None:
         super().__init__()
 
         def stage(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
             return nn.Sequential(nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2), nn.ReLU(), nn.MaxPool2d(2))
 
-        self.conv1, self.conv2, self.conv3 = stage(1, width, 5), stage(width, 2 * width, 3), stage(2 * width, 2 * width, 3)
+        self.conv1, self.conv2, self.conv3 = (
+            stage(1, width, 5),
+            stage(width, 2 * width, 3),
+            stage(2 * width, 2 * width, 3),
+        )
         self.hidden = nn.Sequential(nn.Flatten(), nn.Linear(8 * width, 64), nn.ReLU())
         self.classifier = nn.Linear(64, classes)
 

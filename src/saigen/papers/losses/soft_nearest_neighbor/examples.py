@@ -45,7 +45,10 @@ print(float(loss))""",
         wrong=(
             *wrong_loss,
             (lambda: EntanglementRegularizer(entangled_cnn(), ["conv4"]), "conv4"),
-            (lambda: EntanglementRegularizer(entangled_cnn(), ["conv1"])(torch.zeros(2, dtype=torch.long)), "run the model"),
+            (
+                lambda: EntanglementRegularizer(entangled_cnn(), ["conv1"])(torch.zeros(2, dtype=torch.long)),
+                "run the model",
+            ),
         ),
     )
     yield Example(
@@ -91,7 +94,17 @@ print(neighbors.credibility(new, model(x[160:]).argmax(-1)))            # near 0
         wrong=(
             (lambda: entangled_cnn(image_size=20), "image_size"),
             (lambda: entangled_cnn(num_classes=0), "num_classes"),
-            (lambda: hidden_neighbor_credibility(torch.rand(3, 2), torch.zeros(3).long(), torch.rand(1, 2), torch.zeros(1).long(), k=9), "k is 9"),
-            (lambda: DeepNeighbors({"a": torch.rand(3, 2)}, torch.zeros(3).long(), 2).credibility({"a": torch.rand(1, 2)}, torch.zeros(1).long()), "calibrate"),
+            (
+                lambda: hidden_neighbor_credibility(
+                    torch.rand(3, 2), torch.zeros(3).long(), torch.rand(1, 2), torch.zeros(1).long(), k=9
+                ),
+                "k is 9",
+            ),
+            (
+                lambda: DeepNeighbors({"a": torch.rand(3, 2)}, torch.zeros(3).long(), 2).credibility(
+                    {"a": torch.rand(1, 2)}, torch.zeros(1).long()
+                ),
+                "calibrate",
+            ),
         ),
     )

@@ -46,6 +46,11 @@ def pairwise_distance(x: Float[Tensor, "b ..."], metric: str = "euclidean") -> F
         return (square[:, None] + square - 2.0 * (x @ x.T)).clamp(min=0.0)
 
 
+def _check_labels(x: Tensor, y: Tensor) -> None:
+    if len(x) != len(y):
+        raise ValueError(f"y has {len(y)} labels, allowed is one a row of x, which has {len(x)}")
+
+
 def _neighbors(y: Tensor) -> tuple[Tensor, Tensor]:
     """Masks (b, b): all others, and those of the same label."""
     others = ~torch.eye(len(y), dtype=torch.bool, device=y.device)
@@ -75,8 +80,7 @@ def soft_nearest_neighbor_loss(
     >>> round(soft_nearest_neighbor_loss(x, y, temperature=1.0).item(), 6)
     1.607681
     """
-    if len(x) != len(y):
-        raise ValueError(f"y has {len(y)} labels, allowed is one a row of x, which has {len(x)}")
+    _check_labels(x, y)
     if not isinstance(temperature, Tensor) and not temperature > 0:
         raise ValueError(f"temperature is {temperature}, allowed is temperature > 0")
     if eps < 0:
@@ -125,6 +129,7 @@ def inverse_temperature_step(
 
     t is kept above 1e-4, which the official code does not see to: below 0 the loss would reward distance.
     """
+    _check_labels(x, y)
     with torch.no_grad():
         distance = pairwise_distance(x, metric)
         inverse = inverse.to(distance.dtype)
@@ -149,7 +154,6 @@ def _slope(distance: Tensor, y: Tensor, inverse: Tensor, eps: float) -> Tensor:
     return _reduce((near - all_near) * counts, counts, "mean")
 
 
-@torch.no_grad()
 def optimal_temperature(
     x: Float[Tensor, "b ..."], y: Int[Tensor, " labels"], *, metric: str = "euclidean", eps: float | int = 0.0
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
@@ -159,27 +163,33 @@ def optimal_temperature(
     best. By the envelope theorem the loss at this T has the gradient of l'. Where every nearest neighbour has one's own
     label the least loss is 0 for T -> 0, and T stays at the lower end.
     """
-    distance = pairwise_distance(x, metric)
+    _check_labels(x, y)
+    distance = pairwise_distance(x.detach(), metric)  # the best T is a number: no gradient flows through its search
     others, _ = _neighbors(y)
     # The median without a shape that depends on data: the diagonal is put above everything.
     among = distance.masked_fill(~others, float("inf")).flatten().sort().values
-    scale = among[len(y) * max(0, len(y) - 1) // 2] if len(y) else torch.ones((), dtype=distance.dtype, device=distance.device)
+    scale = (
+        among[len(y) * max(0, len(y) - 1) // 2]
+        if len(y)
+        else torch.ones((), dtype=distance.dtype, device=distance.device)
+    )
     scale = torch.where(scale.isfinite(), scale, 1.0).clamp(min=torch.finfo(distance.dtype).tiny * 1e6)
-
-    def losses(logs: Tensor) -> Tensor:
-        temperatures = (scale * logs.exp()).view(-1, 1, 1)
-        # All temperatures at once, unless that asks for more than 64 MiB.
-        parts = [temperatures] if temperatures.numel() * distance.numel() <= 2**24 else temperatures.split(1)
-        return torch.cat([_reduce(*_per_sample(distance, y, part, eps), "mean") for part in parts])
 
     logs = torch.linspace(-math.log(1e4), math.log(1e4), 33, dtype=distance.dtype, device=distance.device)
     for points in (17,) * 6 + (0,):
-        values = losses(logs)
+        values = _at_temperatures(distance, y, scale * logs.exp(), eps)
         best = values.argmin()
         if points:
-            low, high = logs[(best - 1).clamp(min=0)], logs[(best + 1).clamp(max=len(logs) - 1)]
+            low, high = logs.take((best - 1).clamp(min=0)), logs.take((best + 1).clamp(max=len(logs) - 1))
             logs = low + (high - low) * torch.arange(points, dtype=logs.dtype, device=logs.device) / (points - 1)
-    return values[best], scale * logs[best].exp()
+    return values.take(best), scale * logs.take(best).exp()
+
+
+def _at_temperatures(distance: Tensor, y: Tensor, temperatures: Tensor, eps: float) -> Tensor:
+    """The mean loss at each of the temperatures (t,); all at once, unless that asks for more than 64 MiB."""
+    temperatures = temperatures.view(-1, 1, 1)
+    parts = [temperatures] if temperatures.numel() * distance.numel() <= 2**24 else temperatures.split(1)
+    return torch.cat([_reduce(*_per_sample(distance, y, part, eps), "mean") for part in parts])
 
 
 class SoftNearestNeighborLoss(nn.Module):
@@ -194,7 +204,13 @@ class SoftNearestNeighborLoss(nn.Module):
     """
 
     def __init__(
-        self, temperature: float | int = 100.0, *, optimize: str = "step", lr: float | int = 0.1, metric: str = "euclidean", eps: float | int = 0.0
+        self,
+        temperature: float | int = 100.0,
+        *,
+        optimize: str = "step",
+        lr: float | int = 0.1,
+        metric: str = "euclidean",
+        eps: float | int = 0.0,
     ) -> None:
         super().__init__()
         if not temperature > 0:
@@ -296,7 +312,9 @@ class EntanglementRegularizer(nn.Module):
         if not math.isfinite(factor):
             raise ValueError(f"factor is {factor}, allowed is a finite number")
         self.factor = factor
-        self.losses = nn.ModuleList(SoftNearestNeighborLoss(temperature, optimize=optimize, metric=metric, eps=eps) for _ in layers)
+        self.losses = nn.ModuleList(
+            SoftNearestNeighborLoss(temperature, optimize=optimize, metric=metric, eps=eps) for _ in layers
+        )
         self.tap = LayerTap(model, layers)
 
     def forward(self, y: Int[Tensor, " labels"]) -> Float[Tensor, ""]:
@@ -359,7 +377,9 @@ def layer_entanglement(
             label = y.cpu()
             loss, temperature = optimal_temperature(feature, label, metric=metric)
             distance = pairwise_distance(feature, metric)
-            median = distance[~torch.eye(len(label), dtype=torch.bool)].median().clamp(min=torch.finfo(distance.dtype).tiny)
+            median = (
+                distance[~torch.eye(len(label), dtype=torch.bool)].median().clamp(min=torch.finfo(distance.dtype).tiny)
+            )
             at_median = soft_nearest_neighbor_loss(feature, label, median, metric=metric)
             rows[name].append((loss.item(), temperature.item(), at_median.item()))
     if not all(rows.values()):
@@ -405,7 +425,9 @@ class DeepNeighbors:
     as ``hidden_features`` gives them.
     """
 
-    def __init__(self, train: Mapping[str, Tensor], labels: Int[Tensor, " n"], k: int = 75, *, metric: str = "euclidean") -> None:
+    def __init__(
+        self, train: Mapping[str, Tensor], labels: Int[Tensor, " n"], k: int = 75, *, metric: str = "euclidean"
+    ) -> None:
         self.train, self.labels, self.k, self.metric = dict(train), labels, k, metric
         self.calibration: Tensor | None = None
 
@@ -415,7 +437,9 @@ class DeepNeighbors:
         if missing:
             raise ValueError(f"features has layers {sorted(features)}, allowed are {sorted(self.train)}")
         shares = [
-            hidden_neighbor_credibility(self.train[name], self.labels, features[name], labels, self.k, metric=self.metric)
+            hidden_neighbor_credibility(
+                self.train[name], self.labels, features[name], labels, self.k, metric=self.metric
+            )
             for name in self.train
         ]
         return self.k * (1.0 - torch.stack(shares)).sum(0)
@@ -428,7 +452,9 @@ class DeepNeighbors:
     def credibility(self, features: Mapping[str, Tensor], labels: Int[Tensor, " m"]) -> Float[Tensor, " m"]:
         """In [0, 1]; outliers are near 0. ``labels`` are the model's predictions."""
         if self.calibration is None:
-            raise ValueError("the neighbours are not calibrated: call calibrate(features, labels) with held-out data first")
+            raise ValueError(
+                "the neighbours are not calibrated: call calibrate(features, labels) with held-out data first"
+            )
         nonconformity = self.nonconformity(features, labels)
         below = torch.searchsorted(self.calibration, nonconformity)
         return 1.0 - below.to(nonconformity.dtype) / len(self.calibration)
