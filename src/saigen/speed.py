@@ -6,13 +6,18 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.benchmark import Timer
 
 FORMS = ("original", "folded", "channels_last", "bf16", "compiled", "compiled bf16")
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+# which layers a norm can be folded into
+_NORMS = {
+    nn.BatchNorm1d: (nn.Linear, nn.Conv1d),
+    nn.BatchNorm2d: (nn.Conv2d,),
+    nn.BatchNorm3d: (nn.Conv3d,),
+}
 
 
 class Fastest(nn.Module):
@@ -46,41 +51,49 @@ class Fastest(nn.Module):
         return f"form={self.form!r}"
 
 
-def fold_batch_norms(model: nn.Module) -> nn.Module:
+def fold_batch_norms(model: nn.Module, *inputs: Any) -> nn.Module:
     """A copy of ``model`` in eval mode whose batch norms are folded into the convolution or linear layer before them.
 
-    Follows the data with torch.fx, so it finds pairs whatever their names; a convolution whose output something else
-    reads as well stays as it is. Raises what torch.fx raises where the model's control flow depends on its input.
+    Which layer comes before which norm is seen in one run on ``inputs``, so any control flow will do. Only pairs are
+    folded that hand the very same tensor over, once; a norm that also does something else (a subclass) stays.
+    Raises ``ValueError`` where there is no such pair.
     """
     model = copy.deepcopy(model).eval()
-    graph = fx.symbolic_trace(model)
-    modules = dict(graph.named_modules())
-    for node in list(graph.graph.nodes):
-        norm = modules.get(node.target) if node.op == "call_module" else None
-        if not isinstance(norm, _NORMS) or norm.running_mean is None or len(node.args) != 1:
-            continue
-        before = node.args[0]
-        layer = modules.get(before.target) if before.op == "call_module" else None
-        shared = len(before.users) > 1 or _uses(graph, before.target) > 1 or _uses(graph, node.target) > 1
-        if shared or not isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear):
-            continue
-        if isinstance(layer, nn.Linear) and not isinstance(norm, nn.BatchNorm1d):
-            continue
+    names = {module: name for name, module in model.named_modules()}
+    calls: dict[nn.Module, int] = {}
+    made: dict[int, tuple[Tensor, nn.Module]] = {}
+    pairs: list[tuple[nn.Module, nn.Module]] = []
+
+    def after(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
+        calls[module] = calls.get(module, 0) + 1
+        if type(module) in _NORMS:
+            _, layer = made.get(id(arguments[0]), (None, None))
+            if layer is not None and module.running_mean is not None and isinstance(layer, _NORMS[type(module)]):
+                pairs.append((layer, module))
+        elif isinstance(output, Tensor):
+            made[id(output)] = (output, module)  # held, so that no other tensor takes the identity
+
+    layers = (*_NORMS, nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    hooks = [module.register_forward_hook(after) for module in names if isinstance(module, layers)]
+    try:
+        with torch.inference_mode():
+            model(*inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    pairs = [pair for pair in pairs if calls[pair[0]] == 1 and calls[pair[1]] == 1]
+    if not pairs:
+        raise ValueError("the model has no batch norm that directly follows a convolution or linear layer")
+    for layer, norm in pairs:
         fold = fuse_linear_bn_eval if isinstance(layer, nn.Linear) else fuse_conv_bn_eval
-        folded = fold(layer, norm)
-        parent, _, name = before.target.rpartition(".")
-        setattr(graph.get_submodule(parent), name, folded)
-        modules[before.target] = folded
-        node.replace_all_uses_with(before)
-        graph.graph.erase_node(node)
-    graph.graph.lint()
-    graph.recompile()
-    graph.delete_all_unused_submodules()
-    return graph
+        _replace(model, names[layer], fold(layer, norm))
+        _replace(model, names[norm], nn.Identity())
+    return model
 
 
-def _uses(graph: fx.GraphModule, target: Any) -> int:
-    return sum(node.op == "call_module" and node.target == target for node in graph.graph.nodes)
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, last = name.rpartition(".")
+    setattr(model.get_submodule(parent), last, module)
 
 
 def fastest(
@@ -118,7 +131,7 @@ def fastest(
         wanted = original(*inputs)
     candidates: dict[str, tuple[Callable[..., Any], nn.Module]] = {"original": (original, original)}
     errors, rejected = {"original": 0.0}, {}
-    for form, make in _makers(original, forms):
+    for form, make in _makers(original, inputs, forms):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -139,31 +152,36 @@ def fastest(
     return Fastest(run, module, best, times, errors, rejected)
 
 
+Made = tuple[Callable[..., Any], nn.Module]
+
+
 def _makers(
-    original: nn.Module, forms: Sequence[str]
-) -> Iterator[tuple[str, Callable[[], tuple[Callable[..., Any], nn.Module]]]]:
-    # folding needs a trace of the whole model; where there is none, the other forms start from the original
+    original: nn.Module, inputs: tuple[Any, ...], forms: Sequence[str]
+) -> Iterator[tuple[str, Callable[[], Made]]]:
+    # where nothing can be folded, the other forms start from the original
     try:
-        base = fold_batch_norms(original)
+        base = fold_batch_norms(original, *inputs)
+        with torch.inference_mode():
+            if _difference(base(*inputs), original(*inputs)) > 1e-3:
+                raise ValueError("something else than the norm reads a layer that it would be folded into")
     except Exception as problem:
         base, reason = original, problem
 
-        def fail() -> Any:
+        def fold() -> Made:
             raise reason
-
-        if "folded" in forms:
-            yield "folded", fail
     else:
-        if "folded" in forms:
-            yield "folded", lambda: (base, base)
-    if "channels_last" in forms:
-        yield "channels_last", lambda: _channels_last(base)
-    if "bf16" in forms:
-        yield "bf16", lambda: _bf16(base)
-    if "compiled" in forms:
-        yield "compiled", lambda: _compiled(*_channels_last(base))
-    if "compiled bf16" in forms:
-        yield "compiled bf16", lambda: _compiled(*_bf16(base))
+
+        def fold() -> Made:
+            return base, base
+
+    makers = {
+        "folded": fold,
+        "channels_last": lambda: _channels_last(base),
+        "bf16": lambda: _bf16(base),
+        "compiled": lambda: _compiled(*_channels_last(base)),
+        "compiled bf16": lambda: _compiled(*_bf16(base)),
+    }
+    yield from ((form, make) for form, make in makers.items() if form in forms)
 
 
 def _channels_last(model: nn.Module) -> tuple[Callable[..., Any], nn.Module]:
@@ -222,7 +240,11 @@ def _difference(found: Any, wanted: Any) -> float:
 def _times(runs: dict[str, Callable[..., Any]], inputs: tuple[Any, ...], seconds: float) -> dict[str, float]:
     # in rounds, one form after the other, so that a busy moment of the machine strikes all of them alike
     timers = {
-        form: Timer("run(*inputs)", globals={"run": torch.inference_mode()(run), "inputs": inputs}, num_threads=torch.get_num_threads())
+        form: Timer(
+            "run(*inputs)",
+            globals={"run": torch.inference_mode()(run), "inputs": inputs},
+            num_threads=torch.get_num_threads(),
+        )
         for form, run in runs.items()
     }
     rounds = 5

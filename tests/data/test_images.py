@@ -115,7 +115,7 @@ def test_no_path(tmp_path):
         load_images(tmp_path / "x", size=16)
     with pytest.raises(ValueError, match="give --data PATH"):
         Trial(0, "real").data("images", size=32)
-    with pytest.raises(ValueError, match="allowed are digits"):
+    with pytest.raises(ValueError, match="allowed are digits and images"):
         Trial(0).data("mnist")
 
 

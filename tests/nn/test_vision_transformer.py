@@ -5,7 +5,7 @@ from saigen.nn.attention import MLP, Attention, set_fused
 from saigen.nn.vision_transformer import VisionTransformer, resize_positions
 from tests.peers import need
 
-TINY = dict(img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=3, num_classes=7)
+TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 7}
 
 
 def jittered(model: torch.nn.Module) -> torch.nn.Module:
@@ -33,7 +33,7 @@ def test_fused_and_plain_attention_agree_with_gradients():
 def test_plain_attention_has_second_derivatives():
     torch.manual_seed(0)
     model = VisionTransformer(**TINY, fused_attn=False)
-    parameters = [p for p in model.parameters()]
+    parameters = list(model.parameters())
     loss = model(torch.rand(2, 3, 32, 32)).square().sum()
     gradients = torch.autograd.grad(loss, parameters, create_graph=True)
     hvp = torch.autograd.grad(sum((g * g.detach()).sum() for g in gradients), parameters)
@@ -54,7 +54,7 @@ def test_pooling(pool, norm_after):
 
 
 def test_loading_at_another_size_interpolates_positions():
-    small, large = VisionTransformer(**TINY), VisionTransformer(**TINY | dict(img_size=(64, 32)))
+    small, large = VisionTransformer(**TINY), VisionTransformer(**TINY | {"img_size": (64, 32)})
     large.load_state_dict(small.state_dict())
     torch.testing.assert_close(large.pos_embed, resize_positions(small.pos_embed, (8, 4)))
     torch.testing.assert_close(large.pos_embed[:, 0], small.pos_embed[:, 0])
@@ -86,7 +86,7 @@ def test_reset_classifier_and_meta():
 
 
 def test_drop_path_rates_grow_linearly():
-    model = VisionTransformer(**TINY | dict(depth=5), drop_path_rate=0.2)
+    model = VisionTransformer(**TINY | {"depth": 5}, drop_path_rate=0.2)
     rates = [block.drop_path1.drop_probability for block in model.blocks]
     assert rates == pytest.approx([0, 0.05, 0.1, 0.15, 0.2])
 
@@ -94,14 +94,14 @@ def test_drop_path_rates_grow_linearly():
 @pytest.mark.parametrize(
     ("wrong", "named"),
     [
-        (dict(img_size=30), "img_size"),
-        (dict(num_heads=5), "num_heads"),
-        (dict(global_pool="max"), "global_pool"),
-        (dict(class_token=False), "class_token"),
-        (dict(init="he"), "init"),
-        (dict(gelu="relu"), "gelu"),
-        (dict(num_classes=-1), "num_classes"),
-        (dict(depth=0), "depth"),
+        ({"img_size": 30}, "img_size"),
+        ({"num_heads": 5}, "num_heads"),
+        ({"global_pool": "max"}, "global_pool"),
+        ({"class_token": False}, "class_token"),
+        ({"init": "he"}, "init"),
+        ({"gelu": "relu"}, "gelu"),
+        ({"num_classes": -1}, "num_classes"),
+        ({"depth": 0}, "depth"),
     ],
 )
 def test_wrong_arguments(wrong, named):
@@ -127,10 +127,13 @@ def test_mlp_gelu():
 @pytest.mark.parametrize(
     ("name", "ours"),
     [
-        ("deit_tiny_patch16_224", dict(embed_dim=192, num_heads=3)),
-        ("vit_small_patch16_224", dict(embed_dim=384, num_heads=6)),
-        ("vit_tiny_patch16_224", dict(embed_dim=192, num_heads=3, global_pool="avg")),
-        ("vit_tiny_patch16_224", dict(embed_dim=192, num_heads=3, global_pool="avg", fc_norm=False, class_token=False)),
+        ("deit_tiny_patch16_224", {"embed_dim": 192, "num_heads": 3}),
+        ("vit_small_patch16_224", {"embed_dim": 384, "num_heads": 6}),
+        ("vit_tiny_patch16_224", {"embed_dim": 192, "num_heads": 3, "global_pool": "avg"}),
+        (
+            "vit_tiny_patch16_224",
+            {"embed_dim": 192, "num_heads": 3, "global_pool": "avg", "fc_norm": False, "class_token": False},
+        ),
     ],
 )
 def test_equals_timm(name, ours):

@@ -1,8 +1,8 @@
 """Rendered scenes with known truth: discs, bars and squares on a textured background, for segmentation.
 
-Every surface carries a grating of its own colours. The background is darker than the objects, but neither colour nor
-texture tells a disc from a bar from a square: only the shape does. The light falls off across a scene and the sensor is
-noisy.
+Surfaces carry gratings. All objects of a scene have one surface, lighter than the background's: neither colour nor
+texture tells a disc from a bar from a square, nor an object from its neighbour; only what lies where does. The light
+falls off across a scene and the sensor is noisy.
 """
 
 import numpy as np
@@ -17,7 +17,7 @@ def render_scenes(
     count: int,
     size: int | tuple[int, int] = 160,
     *,
-    objects: int = 20,
+    objects: int = 12,
     radius: tuple[float, float] = (8.0, 16.0),
     clutter: float = 0.3,
     noise: float = 0.04,
@@ -30,8 +30,8 @@ def render_scenes(
     deviation of each pixel's noise. The same ``rng`` gives the same scenes.
 
     >>> images, labels = render_scenes(np.random.default_rng(0), 2, 64)
-    >>> images.shape, labels.shape, labels.max() <= 3
-    ((2, 3, 64, 64), (2, 64, 64), True)
+    >>> images.shape, labels.shape
+    ((2, 3, 64, 64), (2, 64, 64))
     """
     h, w = (size, size) if isinstance(size, int) else size
     if count < 1 or min(h, w) < 1 or objects < 0:
@@ -39,6 +39,7 @@ def render_scenes(
     y, x = (axis.astype(np.float32)[None] for axis in np.mgrid[:h, :w])
     images = _surface(rng, count, y, x, 0.1, 0.5, clutter)
     labels = np.zeros((count, h, w), np.uint8)
+    surface = _surface(rng, count, y, x, 0.5, 0.9)
     for _ in range(objects):
         kind = rng.integers(1, len(CLASSES), count)
         cy, cx = _draw(rng, count, 0, h), _draw(rng, count, 0, w)
@@ -55,7 +56,7 @@ def render_scenes(
                 np.maximum(np.abs(along), np.abs(across)) <= square,
             ],
         ).astype(bool)
-        images = np.where(inside[:, None], _surface(rng, count, y, x, 0.5, 0.9), images)
+        images = np.where(inside[:, None], surface, images)
         labels = np.where(inside, kind[:, None, None], labels).astype(np.uint8)
     slope = _draw(rng, count, 0, 2 * np.pi)
     ramp = (x / w - 0.5) * np.cos(slope) + (y / h - 0.5) * np.sin(slope)

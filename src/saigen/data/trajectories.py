@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -122,6 +122,12 @@ class Trajectories:
         fits = np.cumsum(self.lengths[order]) <= share * len(self.rewards)
         return self.select(order[: max(1, int(fits.sum()))])
 
+    @staticmethod
+    def join(parts: Sequence["Trajectories"]) -> "Trajectories":
+        """All episodes of all parts, in order."""
+        names = [field.name for field in fields(Trajectories)]
+        return Trajectories(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+
     def delayed(self) -> "Trajectories":
         """The same episodes with all of the reward moved to the last step."""
         rewards = np.zeros_like(self.rewards)
@@ -186,7 +192,9 @@ class TrajectoryDataset:
         self.states = torch.from_numpy(np.ascontiguousarray(states))
         if normalise:
             self.states = (self.states.float() - self.state_mean) / self.state_std
-        self.padding_state = -self.state_mean / self.state_std if normalise else torch.zeros((), dtype=self.states.dtype)
+        self.padding_state = (
+            -self.state_mean / self.state_std if normalise else torch.zeros((), dtype=self.states.dtype)
+        )
         discrete = np.issubdtype(trajectories.actions.dtype, np.integer)
         self.actions = torch.from_numpy(np.ascontiguousarray(trajectories.actions)).to(
             torch.int64 if discrete else torch.float32
@@ -227,9 +235,7 @@ class TrajectoryDataset:
         return self.windows(torch.randint(len(self), (batch_size,), generator=generator))
 
 
-def collect(
-    env: Any, act: Callable[[np.ndarray], np.ndarray], episodes: int, seed: int
-) -> Trajectories:
+def collect(env: Any, act: Callable[[np.ndarray], np.ndarray], episodes: int, seed: int) -> Trajectories:
     """Runs ``act``, a function of a batch of observations, for ``episodes`` episodes in a vector environment.
 
     ``env`` speaks Gymnasium's vector API (``num_envs, reset(seed=), step(actions)``, reset at the next step). Episodes
@@ -253,8 +259,8 @@ def collect(
             observations = after
         # (time, env) to (env, time), so that the rows of an episode lie together
         seen, done, got, valid = (np.swapaxes(np.stack(column), 0, 1) for column in zip(*steps, strict=True))
-        parts.append((seen[valid], done[valid], got[valid], valid.sum(1), terminated, final))
-    joined = Trajectories(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+        parts.append(Trajectories(seen[valid], done[valid], got[valid], valid.sum(1), terminated, final))
+    joined = Trajectories.join(parts)
     return joined if len(joined) == episodes else joined.select(np.arange(episodes))
 
 

@@ -1,12 +1,11 @@
 """Convolutions padded the way TensorFlow pads them."""
 
-from typing import Literal
-
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-Padding = Literal["same", "symmetric"]
+Padding = str
+"""``"same"``, as TensorFlow pads, or ``"symmetric"``."""
 
 
 def same_padding(size: int, kernel: int, stride: int, dilation: int = 1) -> tuple[int, int]:

@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,14 @@ from saigen.papers.vision.dynamic_vit import (
     DynamicViTLoss,
     DynamicViTOutput,
     TokenPredictor,
+    claims,
     dynamic_vit_loss,
     dynamic_vit_param_groups,
     dynamic_vit_schedule,
     gather_tokens,
     masked_softmax,
 )
+from saigen.trial import Trial
 from tests.golden.dynamic_vit import make as golden
 
 OFFICIAL = np.load(Path(golden.__file__).parent / "official.npz")
@@ -373,3 +376,72 @@ def test_training_lowers_the_loss():
         optimizer.step()
         losses.append(loss.item())
     assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
+
+
+# --- the experiment --------------------------------------------------------------------------------------------------
+
+
+def test_digit_scenes_hold_the_digit_and_lower_clutter():
+    digits, y = 1 + torch.rand(5, 1, 8, 8), torch.arange(5)
+    scenes, labels = claims.digit_scenes(torch.Generator().manual_seed(0), digits, y, digits, clutter=4, contrast=0.4)
+    assert scenes.shape == (5, 1, 24, 24) and torch.equal(labels, y)
+    cells = scenes.unfold(2, 4, 4).unfold(3, 4, 4).reshape(5, 36, 16)
+    is_digit, is_noise = cells.min(-1).values >= 1, cells.max(-1).values <= 0.1
+    assert (is_digit.sum(1) == 4).all()
+    assert ((~is_digit & ~is_noise).sum(1) <= 4).all() and (~is_digit & ~is_noise).any()
+    for i in range(5):
+        close(cells[i][is_digit[i]].sum(), digits[i].sum(), 1e-4)
+        first = int(is_digit[i].nonzero()[0])
+        close(scenes[i, 0, 4 * (first // 6) :, 4 * (first % 6) :][:8, :8], digits[i, 0], 0)
+
+
+def test_mixing_keeps_the_labels_a_distribution_and_the_crop_keeps_the_pixels():
+    x, y = torch.rand(6, 3, 16, 16), torch.arange(6)
+    for seed in range(6):
+        mixed, soft = claims.mix(torch.Generator().manual_seed(seed), x, y, classes=10)
+        assert mixed.shape == x.shape and soft.min() >= 0.0
+        close(soft.sum(1), torch.ones(6), 1e-5)
+    cropped = claims.crop_and_flip(torch.Generator().manual_seed(0), x)
+    assert cropped.shape == x.shape and set(cropped.flatten().tolist()) <= set(x.flatten().tolist())
+
+
+def test_a_rule_keeps_the_best_and_no_rule_is_dense():
+    vit, x = golden.fill(backbone("deit"), seed=2), images("deit")
+    dense = claims.ThinnedByRule(vit, (), (), claims.at_random).eval()
+    with torch.no_grad():
+        close(dense(x), vit.eval()(x), 1e-6)
+        by_place = claims.ThinnedByRule(
+            vit, (1, 2), (100, 7), lambda block, x: -torch.arange(x.shape[1] - 1.0).expand(3, -1)
+        )
+        _, tokens, now = by_place.train()(x)
+    assert tokens.shape[1] == 7 and torch.equal(now, torch.arange(7).expand(3, -1))
+
+
+def test_the_experiment_runs_on_images_of_ones_own(tmp_path, monkeypatch):
+    from PIL import Image
+
+    generator = np.random.default_rng(0)
+    for part, count in (("train", 12), ("test", 4)):
+        for label in "ab":
+            (tmp_path / part / label).mkdir(parents=True)
+            for i in range(count):
+                pixels = generator.integers(0, 255, (32, 32, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / part / label / f"{i}.png")
+    net = claims.DEIT_TI_4 | {"embed_dim": 16, "num_heads": 2, "depth": 4}
+    small = dataclasses.replace(
+        claims.SIZES["real"],
+        net=net,
+        prune_at=(1, 2, 3),
+        batch=8,
+        dense_epochs=1,
+        tune_epochs=2,
+        warmup_epochs=1,
+        ema=0.9,
+    )
+    monkeypatch.setitem(claims.SIZES, "real", small)
+    monkeypatch.setattr(claims, "_cost", lambda trial, size: {})
+    values = claims.pruning_tokens_is_cheap(Trial(seed=1000, scale="real", data_path=tmp_path))
+    assert all(
+        0.0 <= value <= 1.0 for name, value in values.items() if name.startswith("accuracy_") and "drop" not in name
+    )
+    assert values["accuracy_drop"] == values["accuracy_dense"] - values["accuracy_dynamic"]

@@ -351,7 +351,8 @@ def test_rmsprop_by_hand():
 
 
 def test_trains_on_a_batch():
-    model = EfficientNet(0.25, num_classes=3, drop_rate=0.0, drop_path_rate=0.0, bn_momentum=0.1).train()
+    stages = efficientnet.model.B0_STAGES[:3]
+    model = EfficientNet(0.5, stages=stages, head_channels=64, num_classes=3, drop_rate=0.0, bn_momentum=0.1).train()
     x, y = torch.rand(12, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.arange(12) % 3
     optimizer = RMSpropTF(model.parameters(), lr=0.003)
     losses = []

@@ -51,19 +51,14 @@ SIZES = {
 
 
 class Network(nn.Module):
-    """A small convolutional network for the user's images, as a scikit-learn-like ``learn`` needs it."""
+    """A small convolutional network for the user's images, 32 pixels a side."""
 
     def __init__(self, channels: int, classes: int) -> None:
         super().__init__()
         stages, width = [], channels
         for wider in (32, 64, 128):
-            stages += [nn.Conv2d(width, wider, 3, padding=1, bias=False), nn.BatchNorm2d(wider), nn.ReLU()]
-            stages += [
-                nn.Conv2d(wider, wider, 3, padding=1, bias=False),
-                nn.BatchNorm2d(wider),
-                nn.ReLU(),
-                nn.MaxPool2d(2),
-            ]
+            stages += [nn.Conv2d(width, wider, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(wider), nn.ReLU()]
+            stages += [nn.Conv2d(wider, wider, 3, padding=1, bias=False), nn.BatchNorm2d(wider), nn.ReLU()]
             width = wider
         self.features = nn.Sequential(*stages, nn.AdaptiveAvgPool2d(1), nn.Flatten())
         self.classifier = nn.Linear(width, classes)
@@ -227,7 +222,7 @@ def joint_is_closer_than_confusion(trial: Trial) -> dict[str, float]:
 
 def _found(flagged: np.ndarray, errors: np.ndarray) -> tuple[float, float]:
     right = np.count_nonzero(flagged & errors)
-    return right / max(1, np.count_nonzero(flagged)), right / max(1, np.count_nonzero(errors))
+    return float(right / max(1, np.count_nonzero(flagged))), float(right / max(1, np.count_nonzero(errors)))
 
 
 def errors_are_found_more_precisely(trial: Trial) -> dict[str, float]:

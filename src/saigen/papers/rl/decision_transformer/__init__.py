@@ -2,9 +2,9 @@
 
 from saigen.papers.rl.decision_transformer.agent import MLPBC, ConservativeQ, DTPolicy, evaluate
 from saigen.papers.rl.decision_transformer.environments import (
+    Cart,
     GraphWalk,
     KeyToDoor,
-    PointMass,
     distances,
     key_to_door_gymnasium,
     random_graph,
@@ -30,6 +30,7 @@ from saigen.papers.rl.decision_transformer.model import (
 
 __all__ = [
     "MLPBC",
+    "Cart",
     "ConservativeQ",
     "DTOutput",
     "DTPolicy",
@@ -37,7 +38,6 @@ __all__ = [
     "DecisionTransformerAtari",
     "GraphWalk",
     "KeyToDoor",
-    "PointMass",
     "action_loss",
     "atari_learning_rate",
     "decision_transformer_atari_breakout",

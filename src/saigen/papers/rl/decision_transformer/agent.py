@@ -4,7 +4,7 @@ An agent has ``reset(episodes, seed)`` and ``act(observations, rewards) -> actio
 side by side; ``evaluate`` plays it in any environment with Gymnasium's API.
 """
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 
+@runtime_checkable
 class Agent(Protocol):
     """What ``evaluate`` plays."""
 

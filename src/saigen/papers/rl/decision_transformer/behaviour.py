@@ -46,7 +46,7 @@ def linear_search(
 
     Every iteration plays one episode of the policy moved by +-``noise`` along each of ``directions`` random directions
     and steps towards the ``best`` of them. ``make(n)`` builds a vector environment of n. ``bonus`` is taken off every
-    step's reward while searching (the reward of merely staying up). Returns ``keep`` stages, evenly from first to last.
+    step's reward while searching (the reward of merely staying up). Actions lie in [-1, 1]. Returns ``keep`` stages, evenly from first to last.
     """
     if not 1 <= best <= directions:
         raise ValueError(f"best is {best}, allowed is 1 <= best <= directions {directions}")
@@ -55,7 +55,6 @@ def linear_search(
     env = make(2 * directions)
     observations, _ = env.reset(seed=int(rng.integers(2**31)))
     d, a = observations.shape[1], env.single_action_space.shape[0]
-    low, high = env.single_action_space.low, env.single_action_space.high
     weights, count = np.zeros((a, d)), 1e-8
     mean, square = np.zeros(d), np.zeros(d)
     stages = []
@@ -69,8 +68,7 @@ def linear_search(
         while alive.any():
             kept = observations[alive]
             seen_sum, seen_square, seen = seen_sum + kept.sum(0), seen_square + (kept**2).sum(0), seen + len(kept)
-            actions = low + (policy(observations) + 1.0) / 2.0 * (high - low)
-            observations, rewards, ended, cut, _ = env.step(actions.astype(np.float32))
+            observations, rewards, ended, cut, _ = env.step(policy(observations))
             total += np.where(alive, rewards - bonus, 0.0)
             returns += np.where(alive, rewards, 0.0)
             alive &= ~(ended | cut)

@@ -8,14 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from saigen.data.trajectories import Trajectories, TrajectoryDataset, collect
+from saigen.data.trajectories import Trajectories, TrajectoryDataset, collect, read_minari
 from saigen.papers.rl.decision_transformer import (
+    Cart,
     ConservativeQ,
     DecisionTransformer,
     DTPolicy,
     GraphWalk,
     KeyToDoor,
-    PointMass,
     action_loss,
     distances,
     evaluate,
@@ -23,33 +23,48 @@ from saigen.papers.rl.decision_transformer import (
     random_success,
 )
 from saigen.papers.rl.decision_transformer.behaviour import LinearPolicies, linear_search
-from saigen.train import constant, cosine, fit
+from saigen.train import cosine, fit
 from saigen.trial import Trial
 
 
 @dataclass(frozen=True)
 class Size:
-    """How big the experiments are; episodes are what is evaluated, steps those of the optimizer."""
+    """How big the experiments are; steps are those of the optimizer, episodes what is evaluated."""
 
-    room: int  # Key-to-Door: side of a room
-    walks: int  # Key-to-Door: random trajectories
-    hidden: int
-    layers: int
-    steps: int
-    batch: int
-    cql_steps: int
-    episodes: int
-    graph_steps: int
-    starts: int  # shortest path: evaluated episodes a starting node
-    conditioning_steps: int
-    environment: str = ""  # conditioning: a Gymnasium id; empty: the point mass
-    search: int = 0  # conditioning: iterations of the search for the behaviour policy
+    room: int = 3  # Key-to-Door: side of a room
+    walks: int = 10_000  # Key-to-Door: random trajectories, the larger of the paper's two numbers
+    hidden: int = 32
+    layers: int = 2
+    lr: float = 5e-3
+    steps: int = 500
+    batch: int = 128
+    cql_steps: int = 2000
+    episodes: int = 500
+    graph_steps: int = 500
+    asked_steps: int = 300  # the return asked for
+    asked_episodes: int = 10  # a target
+    environment: str = ""  # the return asked for: a Gymnasium id; empty: the cart
+    search: int = 0  # iterations of the search for the behaviour policy; 0: the data is the user's
 
 
 SIZES = {
-    "tiny": Size(3, 200, 16, 1, 3, 16, 3, 20, 3, 1, 3),
-    "laptop": Size(3, 10_000, 32, 2, 500, 128, 2000, 500, 300, 20, 300),
-    "real": Size(5, 10_000, 128, 3, 20_000, 128, 20_000, 1000, 5000, 100, 10_000, "Hopper-v5", 150),
+    "tiny": Size(
+        walks=200, hidden=16, layers=1, steps=3, batch=16, cql_steps=3, episodes=20, graph_steps=3, asked_steps=3
+    ),
+    "laptop": Size(),
+    "real": Size(
+        room=4,
+        hidden=64,
+        lr=2e-3,
+        steps=5000,
+        cql_steps=20_000,
+        episodes=1000,
+        graph_steps=2000,
+        asked_steps=20_000,
+        environment="Hopper-v5",
+        search=200,
+    ),
+    "full": Size(asked_steps=100_000, asked_episodes=100, environment="Hopper-v5"),
 }
 
 
@@ -90,11 +105,14 @@ def train(
     return model
 
 
-def balanced(walks: Trajectories) -> Tensor:
-    """The first rows of all episodes, those that won repeated until they are half."""
-    starts, won = torch.from_numpy(walks.starts), torch.from_numpy(walks.returns > 0)
-    repeats = int((~won).sum()) // max(1, int(won.sum()))
-    return torch.cat([starts[won].repeat(max(1, repeats)), starts[~won]])
+def balanced(walks: Trajectories, won: np.ndarray) -> Tensor:
+    """The first rows of all episodes, those that ``won`` (m,) repeated until they are about half.
+
+    What is learned, the actions given the return, does not depend on how often each return is shown; how soon does.
+    """
+    starts, better = torch.from_numpy(walks.starts), torch.from_numpy(won)
+    repeats = int((~better).sum()) // max(1, int(better.sum()))
+    return torch.cat([starts[better].repeat(max(1, repeats)), starts[~better]])
 
 
 def key_to_door(trial: Trial) -> dict[str, float]:
@@ -103,14 +121,16 @@ def key_to_door(trial: Trial) -> dict[str, float]:
     rng = trial.rng("walks")
     env = KeyToDoor(size.walks, size=size.room)
     walks = collect(env, lambda seen: rng.integers(env.n_actions, size=len(seen)), size.walks, int(rng.integers(2**31)))
-    won = np.flatnonzero(walks.returns > 0)
+    won = walks.returns > 0
     trial.used("key_to_door", walks.fingerprint)
     test_seed = int(trial.rng("evaluation").integers(2**31))
 
     def success(agent: Any) -> float:
-        return float(evaluate(agent, KeyToDoor(size.episodes, size=size.room), episodes=size.episodes, seed=test_seed).mean())
+        return float(
+            evaluate(agent, KeyToDoor(size.episodes, size=size.room), episodes=size.episodes, seed=test_seed).mean()
+        )
 
-    def cloned(arm: str, episodes: Trajectories, conditioned: bool, rows: Callable[[Trajectories], Tensor]) -> float:
+    def imitation(arm: str, episodes: Trajectories, rows: Tensor, conditioned: bool = False) -> float:
         with trial.seeded("weights"):
             model = DecisionTransformer(
                 env.observation_size,
@@ -124,15 +144,14 @@ def key_to_door(trial: Trial) -> dict[str, float]:
                 dropout=0.0,
             )
         dataset = TrajectoryDataset(episodes, env.horizon, normalise=False, max_ep_len=env.horizon, whole=True)
-        train(trial, arm, model, dataset, rows(episodes), steps=size.steps, batch=size.batch, lr=5e-3)
+        train(trial, arm, model, dataset, rows, steps=size.steps, batch=size.batch, lr=size.lr)
         return success(DTPolicy(model, target_return=1.0).to(trial.device))
 
-    def every(episodes: Trajectories) -> Tensor:
-        return torch.from_numpy(episodes.starts)
-
-    dt = cloned("dt", walks, True, balanced)
-    bc = cloned("bc", walks, False, every)
-    percent_bc = cloned("percent_bc", walks.select(won), False, every) if len(won) else bc
+    every = torch.from_numpy(walks.starts)
+    dt = imitation("dt", walks, balanced(walks, won), conditioned=True)
+    bc = imitation("bc", walks, every)
+    winners = walks.select(np.flatnonzero(won)) if won.any() else walks
+    percent_bc = imitation("percent_bc", winners, torch.from_numpy(winners.starts))
     cql = success(_conservative_q(trial, walks, env, size))
     return {
         "gap_to_bc": dt - bc,
@@ -142,7 +161,7 @@ def key_to_door(trial: Trial) -> dict[str, float]:
         "percent_bc": percent_bc,
         "cql": cql,
         "random": random_success(size.room),
-        "winning_walks": float(len(won)),
+        "winning_walks": float(won.sum()),
     }
 
 
@@ -152,7 +171,9 @@ def _conservative_q(trial: Trial, walks: Trajectories, env: KeyToDoor, size: Siz
     over = torch.zeros(len(seen), dtype=torch.bool)
     over[walks.ends - 1] = True
     with trial.seeded("cql weights"):
-        model = ConservativeQ(env.observation_size, env.n_actions, horizon=env.horizon, gamma=1.0, conservatism=CONSERVATISM)
+        model = ConservativeQ(
+            env.observation_size, env.n_actions, horizon=env.horizon, gamma=1.0, conservatism=CONSERVATISM
+        )
     model.to(trial.device)
     fit(
         model,
@@ -197,7 +218,7 @@ def shortest_path(trial: Trial) -> dict[str, float]:
     best = np.full(len(graph), -float(horizon))
     np.maximum.at(best, first[arrived], to_go[arrived])
 
-    nodes = np.repeat(np.arange(1, len(graph)), size.starts)
+    nodes = np.repeat(np.arange(1, len(graph)), 20)
     test_seed = int(trial.rng("evaluation").integers(2**31))
 
     def optimal_share(conditioned: bool) -> float:
@@ -213,10 +234,13 @@ def shortest_path(trial: Trial) -> dict[str, float]:
                 dropout=0.0,
             )
         dataset = TrajectoryDataset(walks, horizon, scale=horizon, normalise=False, max_ep_len=horizon, whole=True)
-        arm = "dt" if conditioned else "bc"
-        train(trial, f"path_{arm}", model, dataset, torch.from_numpy(walks.starts), steps=size.graph_steps, batch=64, lr=5e-3)
+        arm = "path_dt" if conditioned else "path_bc"
+        rows = balanced(walks, walks.returns > -horizon) if conditioned else torch.from_numpy(walks.starts)
+        train(trial, arm, model, dataset, rows, steps=size.graph_steps, batch=64, lr=size.lr)
         agent = DTPolicy(model, best[nodes], scale=horizon).to(trial.device)
-        returns = evaluate(agent, GraphWalk(graph, len(nodes), horizon=horizon, starts=nodes), episodes=len(nodes), seed=test_seed)
+        returns = evaluate(
+            agent, GraphWalk(graph, len(nodes), horizon=horizon, starts=nodes), episodes=len(nodes), seed=test_seed
+        )
         return float((-returns == optimal[nodes]).mean())
 
     dt, bc = optimal_share(True), optimal_share(False)
@@ -225,7 +249,9 @@ def shortest_path(trial: Trial) -> dict[str, float]:
         "optimal_path_gap": dt - bc,
         "dt": dt,
         "bc": bc,
-        "random_walk": float(np.mean([(-walks.returns == optimal[start])[start == node].mean() for node in np.unique(start)])),
+        "random_walk": float(
+            np.mean([(-walks.returns == optimal[start])[start == node].mean() for node in np.unique(start)])
+        ),
         "known_optimum": float((-best[1:] == optimal[1:]).mean()),
     }
 
@@ -234,71 +260,83 @@ def asked_return(trial: Trial) -> dict[str, float]:
     """One seed: data of mixed quality, one model, and the slope of the returns it gets over the returns it is asked for."""
     size = SIZES[trial.scale]
     rng = trial.rng("behaviour")
-    seed = int(rng.integers(2**31))
-    if size.environment:
-        runs, make, scale, context, limit = _gymnasium_runs(trial, size, rng, seed)
+    make = _gymnasium_maker(size.environment) if size.environment else Cart
+    if not size.environment:
+        runs = _cart_runs(rng, 300)
+    elif size.search:
+        runs = _searched_runs(trial, size, make, rng)
+    elif trial.data_path is not None:
+        runs = read_minari(trial.data_path)
     else:
-        runs, make, scale, context, limit = _point_mass_runs(rng, seed, 300)
-    trial.used(size.environment or "point_mass", runs.fingerprint)
-    whole = dict(n_layers=size.layers, hidden_size=size.hidden, dropout=0.1 if size.environment else 0.0)
+        raise ValueError(
+            f"scale {trial.scale!r} needs data of yours: give --data PATH, a Minari data set of {size.environment}"
+        )
+    trial.used(size.environment or "cart", runs.fingerprint)
+    # The paper's network and settings in MuJoCo; the cart needs less of everything.
+    mujoco = bool(size.environment)
+    context, limit, scale = (20, 1000, 1000.0) if mujoco else (10, 40, 40.0)
     with trial.seeded("weights"):
         model = DecisionTransformer(
-            runs.observations.shape[1], runs.actions.shape[1], context_length=context, max_ep_len=limit, **whole
+            *(runs.observations.shape[1], runs.actions.shape[1]),
+            hidden_size=128 if mujoco else size.hidden,
+            n_layers=3 if mujoco else size.layers,
+            context_length=context,
+            max_ep_len=limit,
+            dropout=0.1 if mujoco else 0.0,
         )
     dataset = TrajectoryDataset(runs, context, scale=scale, max_ep_len=limit)
-    lr = 1e-4 if size.environment else 3e-3
-    train(trial, "dt", model, dataset, torch.arange(len(dataset)), steps=size.conditioning_steps, batch=64, lr=lr)
+    rows = torch.arange(len(dataset))
+    train(trial, "dt", model, dataset, rows, steps=size.asked_steps, batch=64, lr=1e-4 if mujoco else 3e-3)
     low, high = np.quantile(runs.returns, (0.05, 0.95))
-    targets = np.repeat(np.linspace(low, high, 8), max(1, size.starts // 2))
+    targets = np.repeat(np.linspace(low, high, 8), size.asked_episodes)
     agent = DTPolicy(model, targets, scale=scale, state_mean=dataset.state_mean, state_std=dataset.state_std)
     agent.to(trial.device)
     test_seed = int(trial.rng("evaluation").integers(2**31))
     returns = evaluate(agent, make(len(targets)), episodes=len(targets), seed=test_seed)
-    slope = float(np.polyfit(targets, returns, 1)[0])
-    correlation = float(np.corrcoef(targets, returns)[0, 1]) if returns.std() else 0.0
-    return {"slope": slope, "correlation": correlation, "lowest_target": float(low), "highest_target": float(high)}
+    return {
+        "slope": float(np.polyfit(targets, returns, 1)[0]),
+        "correlation": float(np.corrcoef(targets, returns)[0, 1]) if returns.std() else 0.0,
+        "lowest_target": float(low),
+        "highest_target": float(high),
+    }
 
 
-def _point_mass_runs(rng: np.random.Generator, seed: int, episodes: int) -> tuple[Trajectories, Any, float, int, int]:
-    """Each episode has a skill: the chance of a step to be a good controller's rather than a random push."""
-    env = PointMass(episodes)
-    skill = rng.uniform(0.0, 1.0, (episodes, 1))
+def _cart_runs(rng: np.random.Generator, episodes: int) -> Trajectories:
+    """Each episode is pushed about a force of its own, with noise: slow, fast, forwards and backwards."""
+    force = rng.uniform(-0.8, 0.8, (episodes, 1))
 
     def act(seen: np.ndarray) -> np.ndarray:
-        good = np.clip(-4.0 * seen[:, :1] - 4.0 * seen[:, 1:], -1.0, 1.0)
-        return np.where(rng.random(skill.shape) < skill, good, rng.uniform(-1.0, 1.0, skill.shape)).astype(np.float32)
+        return np.clip(force + 0.3 * rng.standard_normal(force.shape), -1.0, 1.0).astype(np.float32)
 
-    return collect(env, act, episodes, seed), PointMass, float(env.horizon), 10, env.horizon
+    return collect(Cart(episodes), act, episodes, int(rng.integers(2**31)))
 
 
-def _gymnasium_runs(
-    trial: Trial, size: Size, rng: np.random.Generator, seed: int
-) -> tuple[Trajectories, Any, float, int, int]:
-    """Linear policies found by random search, from the first to the last; noise on their actions makes the mixture."""
+def _gymnasium_maker(environment: str) -> Callable[[int], Any]:
     try:
         import gymnasium
     except ImportError as error:
         raise ImportError("this scale needs the extra rl: pip install 'saigen[rl]'") from error
 
-    def make(n: int) -> Any:
-        return gymnasium.make_vec(size.environment, num_envs=n, vectorization_mode="sync")
+    def rescaled(env: Any) -> Any:
+        return gymnasium.wrappers.RescaleAction(env, np.float32(-1.0), np.float32(1.0))
 
-    stages = linear_search(make, rng, iterations=size.search, report=lambda i: trial.progress(i, size.search, "behaviour"))
+    return lambda n: gymnasium.make_vec(environment, num_envs=n, vectorization_mode="sync", wrappers=[rescaled])
+
+
+def _searched_runs(trial: Trial, size: Size, make: Callable[[int], Any], rng: np.random.Generator) -> Trajectories:
+    """Linear policies found by random search, from its first to its last; noise on their actions makes the mixture."""
+    stages = linear_search(
+        make, rng, iterations=size.search, report=lambda done: trial.progress(done, size.search, "behaviour policy")
+    )
     env = make(50)
     parts = []
-    for i, stage in enumerate(stages):
-        noise = rng.uniform(0.0, 0.3, (env.num_envs, 1))
+    for stage in stages:
         policy = LinearPolicies(stage.weights[None].repeat(env.num_envs, 0), stage.mean, stage.std)
-        parts.append(
-            collect(
-                env,
-                lambda seen, policy=policy, noise=noise: np.clip(
-                    policy(seen) + noise * rng.standard_normal((env.num_envs, stage.weights.shape[0])), -1.0, 1.0
-                ).astype(np.float32),
-                env.num_envs,
-                (seed + 1000 * i) % 2**31,
-            )
-        )
-    fields = ("observations", "actions", "rewards", "lengths", "terminated", "final_observations")
-    joined = (np.concatenate([getattr(part, name) for part in parts]) for name in fields)
-    return Trajectories(*joined), make, 1000.0, 20, 1000
+        noise = rng.uniform(0.0, 0.3, (env.num_envs, 1))
+
+        def act(seen: np.ndarray) -> np.ndarray:
+            actions = policy(seen)
+            return np.clip(actions + noise * rng.standard_normal(actions.shape), -1.0, 1.0).astype(np.float32)
+
+        parts.append(collect(env, act, env.num_envs, int(rng.integers(2**31))))
+    return Trajectories.join(parts)

@@ -5,7 +5,7 @@ They speak Gymnasium's vector API (``num_envs``, ``reset(seed=)``, ``step(action
 chance: where luck decides, a high return says little about the actions, and conditioning on it misleads.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -137,7 +137,7 @@ def key_to_door_gymnasium(**options: Any) -> Any:
         raise ImportError("Gymnasium environments need the extra rl: pip install 'saigen[rl]'") from error
 
     class KeyToDoorEnv(gymnasium.Env):
-        metadata: dict[str, Any] = {"render_modes": []}
+        metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
 
         def __init__(self) -> None:
             self.batch = KeyToDoor(1, **options)
@@ -238,11 +238,11 @@ class GraphWalk:
         return np.eye(len(self.adjacency), dtype=np.float32)[self.node]
 
 
-class PointMass:
-    """A point on a line that is to be pushed to the origin and held there: the small task with continuous actions.
+class Cart:
+    """A cart with drag on a straight track, rewarded for its speed: the small task with continuous actions.
 
-    State (position, velocity), action (n, 1) the force in [-1, 1], time step 0.1, ``horizon`` steps from positions
-    drawn uniformly in [-1, 1] at rest. The reward of a step is ``exp(-4 position^2)``.
+    Observations (n, 1) are the speed v; actions (n, 1) the force a in [-1, 1]. ``v <- v + (2 a - v) / 10`` and the reward
+    is v, so that an episode's return is how far the cart came. It starts at speeds drawn uniformly in [-0.5, 0.5].
     """
 
     def __init__(self, num_envs: int, *, horizon: int = 40) -> None:
@@ -252,22 +252,19 @@ class PointMass:
         self._rng = np.random.default_rng()
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
-        """Draws the starting positions."""
+        """Draws the speeds at the start."""
         if seed is not None:
             self._rng = np.random.default_rng(seed)
-        self.position = self._rng.uniform(-1.0, 1.0, self.num_envs)
-        self.velocity = np.zeros(self.num_envs)
+        self.speed = self._rng.uniform(-0.5, 0.5, self.num_envs)
         self.t = 0
         return self._observe(), {}
 
     def step(self, actions: np.ndarray) -> Step:
-        """Pushes for a tenth of a second."""
-        self.velocity = self.velocity + 0.1 * np.clip(np.asarray(actions, np.float64)[:, 0], -1.0, 1.0)
-        self.position = self.position + 0.1 * self.velocity
+        """Pushes for one step."""
+        self.speed = self.speed + (2.0 * np.clip(np.asarray(actions, np.float64)[:, 0], -1.0, 1.0) - self.speed) / 10.0
         self.t += 1
-        rewards = np.exp(-4.0 * self.position**2).astype(np.float32)
         over = np.full(self.num_envs, self.t >= self.horizon)
-        return self._observe(), rewards, over, np.zeros(self.num_envs, bool), {}
+        return self._observe(), self.speed.astype(np.float32), over, np.zeros(self.num_envs, bool), {}
 
-    def _observe(self) -> Float[np.ndarray, "n 2"]:
-        return np.stack([self.position, self.velocity], 1).astype(np.float32)
+    def _observe(self) -> Float[np.ndarray, "n 1"]:
+        return self.speed[:, None].astype(np.float32)

@@ -268,17 +268,14 @@ def action_loss(
     >>> action_loss(torch.zeros(1, 2, 3), torch.tensor([[[1.0, 1, 1], [9, 9, 9]]]), torch.tensor([[1, 0]])).item()
     1.0
     """
+    keep = torch.ones(actions.shape[:2], dtype=torch.bool, device=actions.device) if mask is None else mask.bool()
     if actions.is_floating_point():
-        loss = (predicted - actions).square().mean(-1)
+        # Chosen before squaring, not multiplied after: whatever stands at padding leaves no trace in the gradient.
+        loss = torch.where(keep.unsqueeze(-1), predicted - actions, 0.0).square().mean(-1)
     else:
-        loss = F.cross_entropy(predicted.flatten(0, 1), actions.clamp(min=0).flatten(), reduction="none").view(
-            actions.shape
-        )
-    if mask is None:
-        return loss.mean()
-    kept = mask.to(loss.dtype)
-    # where, not a product: a padded -10 may be far off, and a masked infinity must not turn into NaN.
-    return torch.where(mask.bool(), loss, 0.0).sum() / kept.sum()
+        loss = F.cross_entropy(predicted.flatten(0, 1), actions.clamp(min=0).flatten(), reduction="none")
+        loss = torch.where(keep, loss.view(actions.shape), 0.0)
+    return loss.sum() / keep.sum()
 
 
 def parameter_groups(model: nn.Module, weight_decay: float = 0.1) -> list[dict[str, Any]]:
@@ -286,9 +283,7 @@ def parameter_groups(model: nn.Module, weight_decay: float = 0.1) -> list[dict[s
 
     The Gym training has one group instead: AdamW with weight decay 1e-4 on everything.
     """
-    decayed = {
-        id(module.weight) for module in model.modules() if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d))
-    }
+    decayed = {id(module.weight) for module in model.modules() if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d))}
     parameters = list(model.parameters())
     return [
         {"params": [p for p in parameters if id(p) in decayed], "weight_decay": weight_decay},

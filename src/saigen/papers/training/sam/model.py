@@ -204,5 +204,5 @@ def vit_from_flax(state: dict[str, Tensor]) -> dict[str, Tensor]:
         if len(part) == len(_PROJECTIONS):
             ours[key] = cat([part[name][1] for name in _PROJECTIONS])
         else:  # an incomplete checkpoint: whoever loads it can name what is there
-            ours |= {given: rows for given, rows in part.values()}
+            ours |= dict(part.values())
     return ours

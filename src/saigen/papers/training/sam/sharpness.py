@@ -320,8 +320,7 @@ def attention_maps(model: nn.Module, x: Float[Tensor, "b c h w"], layer: int = -
     attention, found = attentions[layer], []
 
     def hook(module: nn.Module, args: tuple[Tensor, ...], qkv: Tensor) -> None:
-        b, n, width = qkv.shape
-        q, k, _ = qkv.view(b, n, 3, attention.num_heads, -1).permute(2, 0, 3, 1, 4)
+        q, k, _ = qkv.unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
         found.append((q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(dim=-1))
 
     with _watched(model, [attention.qkv.register_forward_hook(hook)]):

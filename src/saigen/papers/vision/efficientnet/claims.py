@@ -59,16 +59,33 @@ CIFAR_STAGES = tuple(
 )
 # (depth, width, resolution) of each arm. In a small network rounding makes the paper's factors miss four times the base
 # cost, so the scaled factor is moved until it fits, and for compound scaling the resolution and a little the width.
-TINY_ARMS = {"depth": (3.75, 1.0, 16), "width": (1.0, 2.2, 16), "resolution": (1.0, 1.0, 32), "compound": (1.4, 1.22, 20)}
-LAPTOP_ARMS = {"depth": (3.75, 1.0, 24), "width": (1.0, 2.2, 24), "resolution": (1.0, 1.0, 48), "compound": (1.4, 1.26, 30)}
+TINY_ARMS = {
+    "depth": (3.75, 1.0, 16),
+    "width": (1.0, 2.2, 16),
+    "resolution": (1.0, 1.0, 32),
+    "compound": (1.4, 1.22, 20),
+}
+LAPTOP_ARMS = {
+    "depth": (3.75, 1.0, 24),
+    "width": (1.0, 2.2, 24),
+    "resolution": (1.0, 1.0, 48),
+    "compound": (1.4, 1.26, 30),
+}
 REAL_ARMS = TINY_ARMS
-FULL_ARMS = {"depth": (4.0, 1.0, 224), "width": (1.0, 2.0, 224), "resolution": (1.0, 1.0, 448), "compound": (1.4, 1.2, 291)}
+FULL_ARMS = {
+    "depth": (4.0, 1.0, 224),
+    "width": (1.0, 2.0, 224),
+    "resolution": (1.0, 1.0, 448),
+    "compound": (1.4, 1.2, 291),
+}
 SAME_LR = dict.fromkeys(("base", *ARMS), 3e-3)
 SIZES = {
     "tiny": Size(32, 16, SMALL_STAGES, 8, 2, 16, 2, 64, 64, 16, 1, SAME_LR, TINY_ARMS),
     "laptop": Size(48, 24, SMALL_STAGES, 8, 2, 64, 2, 16_000, 2000, 48, 1, SAME_LR, LAPTOP_ARMS),
     "real": Size(32, 16, CIFAR_STAGES, 16, 1, 256, 2, 10_000, 2000, 64, 2, SAME_LR, REAL_ARMS, "images"),
-    "full": Size(512, 224, B0_STAGES, 32, 2, 1280, 8, 0, 0, 4096, 350, dict.fromkeys(("base", *ARMS), 0.256), FULL_ARMS, "files"),
+    "full": Size(
+        512, 224, B0_STAGES, 32, 2, 1280, 8, 0, 0, 4096, 350, dict.fromkeys(("base", *ARMS), 0.256), FULL_ARMS, "files"
+    ),
 }
 
 

@@ -19,15 +19,17 @@ from saigen.nn.conv import Padding, conv2d
 from saigen.nn.efficientnet_blocks import DepthwiseSeparable, MBConv
 from saigen.papers.vision.efficientnet.checkpoint import convert_flat, convert_tensorflow, convert_torchvision
 
+Number = int | float
+
 # --- Section 3: compound scaling -----------------------------------------------------------------------------------
 
 
 class Scale(NamedTuple):
     """Factors on depth (layers per stage), width (channels) and resolution (side of the input)."""
 
-    depth: float
-    width: float
-    resolution: float
+    depth: Number
+    width: Number
+    resolution: Number
 
     @property
     def cost(self) -> float:
@@ -35,7 +37,7 @@ class Scale(NamedTuple):
         return self.depth * self.width**2 * self.resolution**2
 
 
-def compound_scale(phi: float, alpha: float = 1.2, beta: float = 1.1, gamma: float = 1.15) -> Scale:
+def compound_scale(phi: Number, alpha: Number = 1.2, beta: Number = 1.1, gamma: Number = 1.15) -> Scale:
     """Equation 3: depth alpha^phi, width beta^phi, resolution gamma^phi; the defaults are the paper's.
 
     The published B1-B7 (``VARIANTS``) are rounded by hand and not these numbers.
@@ -49,7 +51,7 @@ def compound_scale(phi: float, alpha: float = 1.2, beta: float = 1.1, gamma: flo
     return Scale(alpha**phi, beta**phi, gamma**phi)
 
 
-def round_filters(channels: int, width: float, divisor: int = 8) -> int:
+def round_filters(channels: int, width: Number, divisor: int = 8) -> int:
     """Channels times ``width``, to the nearest multiple of ``divisor``, but not below 90 % of the exact product.
 
     >>> round_filters(80, 1.1)
@@ -62,7 +64,7 @@ def round_filters(channels: int, width: float, divisor: int = 8) -> int:
     return rounded + divisor if rounded < 0.9 * exact else rounded
 
 
-def round_repeats(repeats: int, depth: float) -> int:
+def round_repeats(repeats: int, depth: Number) -> int:
     """Repeats times ``depth``, rounded up.
 
     >>> round_repeats(3, 1.1)
@@ -74,11 +76,11 @@ def round_repeats(repeats: int, depth: float) -> int:
 
 
 def search_scaling(
-    train_eval: Callable[[Scale], float],
-    grid: Iterable[float] = tuple(1 + 0.05 * i for i in range(21)),
+    train_eval: Callable[[Scale], Number],
+    grid: Iterable[Number] = tuple(1 + 0.05 * i for i in range(21)),
     *,
-    cost: float = 2.0,
-    tolerance: float = 0.1,
+    cost: Number = 2.0,
+    tolerance: Number = 0.1,
 ) -> tuple[Scale, dict[Scale, float]]:
     """Step 1 of Section 3.3: phi = 1, a grid search for alpha, beta, gamma on the small base network.
 
@@ -166,8 +168,8 @@ class EfficientNet(nn.Module):
 
     def __init__(
         self,
-        width: float = 1.0,
-        depth: float = 1.0,
+        width: Number = 1.0,
+        depth: Number = 1.0,
         *,
         stages: tuple[Stage, ...] = B0_STAGES,
         stem_channels: int = 32,
@@ -177,8 +179,8 @@ class EfficientNet(nn.Module):
         num_classes: int = 1000,
         in_chans: int = 3,
         resolution: int = 224,
-        drop_rate: float = 0.2,
-        drop_path_rate: float = 0.2,
+        drop_rate: Number = 0.2,
+        drop_path_rate: Number = 0.2,
         padding: Padding = "same",
         bn_eps: float = 1e-3,
         bn_momentum: float = 0.01,
@@ -319,8 +321,8 @@ def _variant(name: str, variant: str, padding: Padding, bn_eps: float) -> Callab
         *,
         num_classes: int = 1000,
         in_chans: int = 3,
-        drop_rate: float = numbers.drop_rate,
-        drop_path_rate: float = 0.2,
+        drop_rate: Number = numbers.drop_rate,
+        drop_path_rate: Number = 0.2,
         padding: Padding = default_padding,
         bn_eps: float = default_eps,
         bn_momentum: float = 0.01,

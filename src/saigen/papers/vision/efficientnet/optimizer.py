@@ -27,11 +27,11 @@ class RMSpropTF(Optimizer):
     def __init__(
         self,
         params: Iterable[Tensor] | Iterable[dict[str, Any]],
-        lr: float = 0.256,
-        alpha: float = 0.9,
-        eps: float = 1e-3,
-        weight_decay: float = 0.0,
-        momentum: float = 0.9,
+        lr: int | float | Tensor = 0.256,
+        alpha: int | float = 0.9,
+        eps: int | float = 1e-3,
+        weight_decay: int | float = 0.0,
+        momentum: int | float = 0.9,
         *,
         foreach: bool | None = None,
     ) -> None:

@@ -22,21 +22,23 @@ class Size:
     depths: tuple[int, ...]
     widths: tuple[int, ...]
     kernel_size: int
+    group_channels: int  # in proportion to the widths, so that a layer has as many groups as the paper's
     train: int | None  # None: all there is
     test: int | None
     epochs: int
     batch: int
     lr: float
+    warmup: int
     side: int
 
 
-# tiny and laptop: digits and drawn textures of 16 pixels; real and full: the user's images, full with the paper's recipe
+# tiny and laptop: digits and drawn textures; real and full: the user's images, full with the paper's recipe
 # (section 4.1: 130 epochs, batch 2048, rate 0.8), which asks for a machine that holds the images in memory.
 SIZES = {
-    "tiny": Size((1,), (16,), 3, 64, 64, 1, 32, 0.1, 16),
-    "laptop": Size((1, 1), (16, 32), 5, 1000, 797, 10, 64, 0.1, 16),
-    "real": Size((1, 1, 1), (16, 32, 64), 7, 5000, 2000, 6, 64, 0.1, 32),
-    "full": Size((3, 4, 6, 3), (64, 128, 256, 512), 7, None, None, 130, 2048, 0.8, 224),
+    "tiny": Size((1,), (16,), 3, 4, 64, 64, 1, 32, 0.3, 2, 16),
+    "laptop": Size((1, 1), (16, 32), 5, 4, 1000, 797, 12, 64, 0.3, 20, 16),
+    "real": Size((1, 1, 1), (16, 32, 64), 7, 4, 10_000, 2000, 8, 64, 0.3, 20, 16),
+    "full": Size((3, 4, 6, 3), (64, 128, 256, 512), 7, 16, None, None, 130, 2048, 0.8, 3130, 224),
 }
 
 
@@ -96,6 +98,7 @@ def _compare(trial: Trial, task: str, data: tuple[Tensor, ...], classes: int) ->
             size.depths,
             size.widths,
             kernel_size=size.kernel_size,
+            group_channels=size.group_channels,
             num_classes=classes,
             in_chans=train_x.shape[1],
             stem_width=max(32, size.widths[0]),
@@ -113,8 +116,8 @@ def _compare(trial: Trial, task: str, data: tuple[Tensor, ...], classes: int) ->
             epochs=size.epochs,
             batch_size=size.batch,
             seed=trial.seed,
-            schedule=cosine(warmup=20),
-            transform=shift_and_flip if train_x.dtype == torch.uint8 else None,
+            schedule=cosine(warmup=size.warmup),
+            transform=None if train_x.dtype != torch.uint8 else shift_and_flip if small else crop_and_flip,
             checkpoint=trial.checkpoint(f"{task}_{arm}"),
             device=trial.device,
             on_step=lambda step, total, _, arm=arm: trial.progress(step, total, f"{task}, {arm}"),
@@ -138,6 +141,20 @@ def shift_and_flip(generator: torch.Generator, x: Tensor, y: Tensor) -> tuple[Te
     rows, columns = (torch.arange(h) + shift[0]).clamp(0, h - 1), columns.add(shift[1]).clamp(0, w - 1)
     x = x[torch.arange(n)[:, None, None], :, rows[:, :, None], columns[:, None, :]]
     return scaled(x).permute(0, 3, 1, 2).contiguous(), y
+
+
+def crop_and_flip(generator: torch.Generator, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """The usual augmentation of large images: a crop of 0.08-1 of the area and 3/4-4/3 of aspect, resized, flipped."""
+    n = len(x)
+    area, aspect = torch.rand(2, n, generator=generator)
+    area, aspect = 0.08 + 0.92 * area, torch.exp((2 * aspect - 1) * math.log(4 / 3))
+    width, height = (area * aspect).sqrt().clamp(max=1), (area / aspect).sqrt().clamp(max=1)
+    centre_x, centre_y, flip = 2 * torch.rand(3, n, generator=generator) - 1
+    zero, mirrored = torch.zeros(n), torch.where(flip < 0, -width, width)
+    first = torch.stack([mirrored, zero, centre_x * (1 - width)], 1)
+    second = torch.stack([zero, height, centre_y * (1 - height)], 1)
+    grid = F.affine_grid(torch.stack([first, second], 1), list(x.shape), align_corners=False)
+    return F.grid_sample(scaled(x), grid, padding_mode="border", align_corners=False), y
 
 
 def costs_less_than_convolution(trial: Trial) -> dict[str, float]:

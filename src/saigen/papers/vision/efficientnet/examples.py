@@ -1,0 +1,137 @@
+"""Small instances of EfficientNet and its parts, and EfficientNet-B0 beside timm's."""
+
+import importlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from saigen.example import Benchmark, Example
+from saigen.papers.vision.efficientnet import (
+    EfficientNet,
+    RMSpropTF,
+    Scale,
+    Stage,
+    compound_scale,
+    efficientnet_b0,
+    search_scaling,
+)
+
+MODEL_CODE = """
+import torch
+import saigen
+
+model = saigen.create_model("tf_efficientnet_b0", num_classes=10).eval()
+logits = model(torch.rand(2, 3, 224, 224))
+print(logits.shape, model.default_cfg["input_size"])
+"""
+
+SCALING_CODE = """
+from saigen.papers.vision.efficientnet import EfficientNet, compound_scale
+
+scale = compound_scale(1.0)          # alpha, beta, gamma to the power of phi
+print(scale, scale.cost)             # costs about twice as much
+model = EfficientNet(scale.width, scale.depth, resolution=round(224 * scale.resolution))
+"""
+
+SEARCH_CODE = """
+from saigen.papers.vision.efficientnet import search_scaling
+
+def train_and_score(scale):          # train a network of this depth, width and resolution; held-out accuracy
+    return -abs(scale.depth - 1.2) - abs(scale.width - 1.1)
+
+best, scores = search_scaling(train_and_score, grid=(1.0, 1.05, 1.1, 1.15, 1.2, 1.25))
+print(best, len(scores))
+"""
+
+OPTIMIZER_CODE = """
+import torch
+from saigen.papers.vision.efficientnet import RMSpropTF
+
+model = torch.nn.Linear(4, 2)
+optimizer = RMSpropTF(model.parameters(), lr=0.01, weight_decay=1e-5)
+model(torch.rand(8, 4)).square().mean().backward()
+optimizer.step()
+"""
+
+
+def examples() -> Iterator[Example]:
+    # the first blocks of both kinds are enough to meet every layer, and compile in seconds
+    stages = (
+        Stage(repeats=1, kernel=3, stride=1, expansion=1, channels=16),
+        Stage(repeats=2, kernel=5, stride=2, expansion=6, channels=24),
+    )
+    yield Example(
+        name="efficientnet",
+        kind="module",
+        make=lambda: EfficientNet(0.5, stages=stages, head_channels=128, num_classes=5, resolution=32),
+        inputs=lambda generator: (torch.rand(2, 3, 33, 40, generator=generator),),
+        code=MODEL_CODE,
+        wrong=(
+            (lambda: EfficientNet(drop_rate=1.5), "drop_rate"),
+            (lambda: EfficientNet(width=0.0), "width"),
+            (lambda: efficientnet_b0(in_chans=0), "in_chans"),
+        ),
+    )
+    yield Example(
+        name="compound_scale",
+        kind="function",
+        make=lambda: compound_scale,
+        inputs=lambda generator: (1.0,),
+        code=SCALING_CODE,
+        wrong=((lambda: compound_scale(1.0, alpha=0.5), "alpha"),),
+        batch=None,
+    )
+    yield Example(
+        name="search_scaling",
+        kind="function",
+        make=lambda: search_scaling,
+        inputs=lambda generator: (Scale.cost.fget, (1.0, 1.1, 1.2)),
+        code=SEARCH_CODE,
+        wrong=((lambda: search_scaling(lambda scale: 0.0, grid=(1.0,)), "grid"),),
+        batch=None,
+    )
+    yield Example(
+        name="rmsprop_tf",
+        kind="optimizer",
+        make=lambda params: RMSpropTF(params, lr=0.01),
+        code=OPTIMIZER_CODE,
+        wrong=((lambda: RMSpropTF([torch.zeros(1, requires_grad=True)], alpha=-1.0), "alpha"),),
+        batch=None,
+    )
+
+
+def benchmarks() -> Iterator[Benchmark]:
+    def pair(
+        size: int, batch: int, train: bool
+    ) -> tuple[Callable[[], Callable[[], Any]], Callable[[], Callable[[], Any]]]:
+        x = torch.rand(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
+        y = torch.arange(batch) % 1000
+
+        def call(model: torch.nn.Module) -> Callable[[], Any]:
+            @torch.inference_mode()
+            def forward() -> Any:
+                return model(x)
+
+            def forward_backward() -> Any:
+                model.zero_grad()
+                F.cross_entropy(model(x), y).backward()
+
+            model.train(train)
+            return forward_backward if train else forward
+
+        def ours() -> Callable[[], Any]:
+            return call(efficientnet_b0(drop_rate=0.0, drop_path_rate=0.0))
+
+        def peer() -> Callable[[], Any]:
+            model = importlib.import_module("timm").create_model("efficientnet_b0")
+            model.load_state_dict(efficientnet_b0().state_dict())
+            return call(model)
+
+        return ours, peer
+
+    ours, peer = pair(224, 8, train=False)
+    yield Benchmark(name="efficientnet_b0 forward, batch 8", extra="peers", ours=ours, peer=peer)
+    ours, peer = pair(224, 4, train=True)
+    yield Benchmark(name="efficientnet_b0 forward and backward, batch 4", extra="peers", ours=ours, peer=peer)
