@@ -237,7 +237,7 @@ def shortest_path(trial: Trial) -> dict[str, float]:
         arm = "path_dt" if conditioned else "path_bc"
         rows = balanced(walks, walks.returns > -horizon) if conditioned else torch.from_numpy(walks.starts)
         train(trial, arm, model, dataset, rows, steps=size.graph_steps, batch=64, lr=size.lr)
-        agent = DTPolicy(model, best[nodes], scale=horizon).to(trial.device)
+        agent = DTPolicy(model, best[nodes], scale=float(horizon)).to(trial.device)
         returns = evaluate(
             agent, GraphWalk(graph, len(nodes), horizon=horizon, starts=nodes), episodes=len(nodes), seed=test_seed
         )

@@ -173,9 +173,8 @@ def _batch(size: int) -> tuple[Tensor, ...]:
 
 
 def _hugging_face() -> nn.Module:
-    from saigen.testing.peers import import_peer
+    import transformers
 
-    transformers = import_peer("transformers")
     torch.manual_seed(0)
     return transformers.DecisionTransformerModel(
         transformers.DecisionTransformerConfig(state_dim=11, act_dim=3, max_ep_len=1000)
