@@ -209,7 +209,7 @@ def sam_flattens_the_minimum(trial: Trial) -> dict[str, float]:
                 return _cross_entropy(model, x, y)
 
             top = hessian_top_eigenvalue(loss, model.parameters(), generator=trial.generator("power iteration"))
-            values[f"{arm}_curvature"] = top.value
+            values[f"{arm}_curvature"] = abs(top.value)  # dominant: the largest magnitude, whatever its sign
             with torch.no_grad():
                 values[f"{arm}_loss"] = float(loss())
             values[f"{arm}_noisy_loss"] = noisy_loss(
