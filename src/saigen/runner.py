@@ -543,7 +543,9 @@ def standing(paper: Paper) -> Standing:
     rungs |= {2} if paper.card.parity else set()
     for rung, scale in ((3, "laptop"), (4, "real"), (5, "full")):
         complete = [
-            r.fresh and evidence.enough_seeds(paper.card.find_claim(r.claim), r.seeds) for r in results if r.scale == scale
+            r.fresh and evidence.enough_seeds(paper.card.find_claim(r.claim), r.seeds)
+            for r in results
+            if r.scale == scale
         ]
         # Every claim has a laptop experiment; at the larger scales the page says which claims are still to be measured.
         if complete and (all(complete) if scale == "laptop" else any(complete)):
