@@ -43,10 +43,10 @@ class Size:
 
 
 SIZES = {
-    "tiny": Size(60, 60, 6, 20, (1,), (5, 9), (2,), 2e-3, 4, many=100, test=100),
-    "laptop": Size(150, 300, 500, 50, (1, 2), (2, 5, 9), (1, 2, 3), 2e-3, 4, many=600, test=897),
-    "real": Size(4_000, 1_000, 620, 128, (1,), (4, 9), (4,), 0.1, 14, test=5_000),
-    "full": Size(45_000, 5_000, 70_200, 128, (1, 2, 3), (2, 4, 5, 7, 9, 14), (4,), 0.1, 14, depth=28, widen=2),
+    "tiny": Size(60, 60, 6, 20, (1,), (5, 9), (2,), 2e-3, 4.0, many=100, test=100),
+    "laptop": Size(150, 300, 500, 50, (1, 2), (2, 5, 9), (1, 2, 3), 2e-3, 4.0, many=600, test=897),
+    "real": Size(4_000, 1_000, 620, 128, (1,), (4, 9), (4,), 0.1, 14.0, test=5_000),
+    "full": Size(45_000, 5_000, 70_200, 128, (1, 2, 3), (2, 4, 5, 7, 9, 14), (4,), 0.1, 14.0, depth=28, widen=2),
 }
 
 
@@ -88,7 +88,7 @@ def search_beats_plain(trial: Trial) -> dict[str, float]:
         trial.progress(len(results), total, f"{n} images, N = {augment.num_ops}, M = {augment.magnitude:g}")
         return results[key]
 
-    def make(num_ops: int, magnitude: float) -> RandAugment:
+    def make(num_ops: int, magnitude: float | int) -> RandAugment:
         schedule = "official" if trial.scale == "full" else "increasing"
         fill = 0.0 if digits else 128.0
         return RandAugment(

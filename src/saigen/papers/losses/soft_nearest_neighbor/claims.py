@@ -208,8 +208,8 @@ def textures(y: Tensor, generator: torch.Generator, side: int = 16) -> Tensor:
     v, u = torch.meshgrid(torch.arange(side).float(), torch.arange(side).float(), indexing="ij")
     angle = (y // 2 * (math.pi / 5)).view(-1, 1, 1)
     cycles = torch.where(y % 2 == 0, 0.13, 0.22).view(-1, 1, 1)
-    wave = torch.sin(2 * math.pi * (cycles * (u * angle.cos() + v * angle.sin()) + uniform(0, 1)))
-    window = torch.exp(-((u - uniform(4, 12)).square() + (v - uniform(4, 12)).square()) / 50)
+    wave = torch.sin(2 * math.pi * (cycles * (u * angle.cos() + v * angle.sin()) + uniform(0.0, 1.0)))
+    window = torch.exp(-((u - uniform(4.0, 12.0)).square() + (v - uniform(4.0, 12.0)).square()) / 50)
     clouds = F.interpolate(
         torch.randn(n, 1, 4, 4, generator=generator), (side, side), mode="bicubic", align_corners=False
     )
