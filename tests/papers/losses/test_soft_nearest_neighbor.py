@@ -1,6 +1,8 @@
 """The soft nearest neighbor loss: golden values, closed forms, gradients, the temperature, the tools."""
 
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,6 +26,7 @@ from saigen.papers.losses.soft_nearest_neighbor import (
     soft_nearest_neighbor_loss,
 )
 
+GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "soft_nearest_neighbor"
 X = torch.tensor([[0, 0], [1, 0], [0, 2], [3, 3]], dtype=torch.float64)
 Y = torch.tensor([0, 0, 1, 1])
 
@@ -70,6 +73,15 @@ def test_equals_brute_force(metric, eps):
         for temperature in (0.3, 1.0, 20.0):
             ours = soft_nearest_neighbor_loss(x, y, temperature, metric=metric, eps=eps).item()
             assert ours == pytest.approx(brute_force(x, y, temperature, metric, eps), rel=1e-10)
+
+
+def test_equals_nca_of_pytorch_metric_learning():
+    """Its numbers, frozen; tests/golden/soft_nearest_neighbor/make_nca.py made them."""
+    x = torch.sin(torch.arange(60, dtype=torch.float64).square()).view(12, 5) * 2
+    golden = json.loads((GOLDEN / "nca.json").read_text(encoding="utf-8"))
+    for temperature, value in golden.items():
+        ours = soft_nearest_neighbor_loss(x, torch.arange(12) % 3, float(temperature)).item()
+        assert ours == pytest.approx(value, rel=1e-9)
 
 
 def test_closed_forms():

@@ -1,5 +1,6 @@
 """EfficientNet against the paper's tables, closed forms and its own other layouts."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -16,6 +17,7 @@ from saigen.papers.vision.efficientnet import (
     EfficientNet,
     RMSpropTF,
     Scale,
+    claims,
     compound_scale,
     convert_tensorflow,
     round_filters,
@@ -23,6 +25,7 @@ from saigen.papers.vision.efficientnet import (
     search_scaling,
     tf_efficientnet_b0,
 )
+from saigen.trial import Trial
 
 # stem, repeats, channels, head after rounding (official code)
 SHAPES = {
@@ -363,3 +366,66 @@ def test_trains_on_a_batch():
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.3 * losses[0]
+
+
+# --- claims --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", ["tiny", "laptop", "real"])
+def test_arms_cost_four_times_the_base(scale):
+    size = claims.SIZES[scale]
+    channels = 3 if size.images == "images" else 1
+    arms = {"base": (1.0, 1.0, size.base_resolution), **size.arms}
+    costs = {f"{arm}_macs": claims.cost(size, *scale, channels) for arm, scale in arms.items()}
+    claims.check_costs(costs)
+    assert set(arms) == {"base", *claims.ARMS} == set(size.lr)
+    costs["width_macs"] *= 1.2
+    with pytest.raises(ValueError, match="arm width costs"):
+        claims.check_costs(costs)
+
+
+def test_scenes_are_a_function_of_the_generator_and_carry_the_digit():
+    digits = Trial(1000).data("digits").subset(range(40))
+    one = claims.scenes(digits, 6, 32, Trial(1000).generator("a"))
+    two = claims.scenes(digits, 6, 32, Trial(1000).generator("a"))
+    assert one.x.shape == (6, 1, 32, 32) and torch.equal(one.x, two.x) and torch.equal(one.y, two.y)
+    assert not torch.equal(one.x, claims.scenes(digits, 6, 32, Trial(1001).generator("a")).x)
+    # a digit placed alone keeps its ink: mean level over the picture, times the share of the side squared
+    placed = claims._place(torch.ones(50, 1, 8, 8), 64, torch.Generator().manual_seed(0))
+    side = placed.mean((1, 2, 3)).sqrt()
+    assert 0.38 < side.min() and side.max() < 0.82 and side.std() > 0.08
+
+
+def test_tiny_claims_return_the_quantities():
+    values = claims.joint_scaling_beats_single(Trial(1000, "tiny"))
+    assert values["over_width"] == values["compound"] - values["width"]
+    assert {"base", "depth", "width", "resolution", "compound", "over_depth", "over_resolution"} <= set(values)
+    assert claims.b7_is_smaller_than_gpipe(Trial(1000, "tiny"))["parameter_ratio"] == pytest.approx(8.4, abs=0.05)
+
+
+def test_the_full_recipe_runs_on_a_folder_of_images(tmp_path, monkeypatch):
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 4), ("val", 2)):
+        for name in ("cat", "dog"):
+            (tmp_path / part / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 255, (40 + i, 60, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / part / name / f"{i}.png")
+    arms = dict.fromkeys(claims.ARMS, (1.0, 0.5, 20))
+    stages = efficientnet.model.B0_STAGES[:2]
+    small = dataclasses.replace(claims.SIZES["full"], base_resolution=16, stages=stages, batch=4, epochs=1, arms=arms)
+    monkeypatch.setitem(claims.SIZES, "full", small)
+    values = claims.joint_scaling_beats_single(Trial(1000, "full", data_path=tmp_path))
+    assert all(0 <= values[arm] <= 1 for arm in ("base", *claims.ARMS))
+    with pytest.raises(ValueError, match="needs data of yours"):
+        claims.joint_scaling_beats_single(Trial(1000, "full"))
+
+
+def test_the_staircase_is_the_official_one():
+    factor = claims._staircase(100)
+    assert (
+        factor(0, 0) == 0 and factor(250, 0) == pytest.approx(0.5 * 0.97) and factor(500, 0) == pytest.approx(0.97**2)
+    )
+    assert factor(2400, 0) == pytest.approx(0.97**10)

@@ -65,9 +65,9 @@ def benchmarks() -> Iterator[Benchmark]:
 
     def torchvision(n: int, side: int):
         def make():
-            from saigen.testing.peers import import_peer
+            from torchvision.transforms import v2
 
-            augment = import_peer("torchvision.transforms.v2").RandAugment(2, 9)
+            augment = v2.RandAugment(2, 9)
             images = _batch(n, side)
             # Each image draws its own operations, as ours do; on a whole batch torchvision draws them once.
             return lambda: torch.stack([augment(image) for image in images])

@@ -47,7 +47,7 @@ class Size:
 SIZES = {
     "tiny": Size(80, 40, 60, 40, 6, 20, 2e-3, (0.0,), (-0.01,), (4, 4, 8, 8), 6),
     "laptop": Size(800, 300, 1_000, 400, 300, 100, 2e-3, (0.0, 0.05, 0.2), (-0.01, -0.03, -0.1), (8, 16, 32, 64), 320),
-    "real": Size(4_000, 1_000, 2_000, 500, 190, 128, 1e-3, (0.0, 0.05), (-0.01, -0.1), (16, 32, 64, 128), 250),
+    "real": Size(4_000, 1_000, 2_000, 500, 380, 128, 1e-3, (0.0, 0.05), (-0.01, -0.1), (8, 16, 32, 64), 310),
     "full": Size(35_000, 5_000, 8_000, 2_000, 13_600, 128, 1e-3, (0.0, 0.05, 0.2), (-0.003, -0.01, -0.03, -0.1, -0.3),
                  (16, 32, 64, 128), 27_300, depth=2),
 }  # fmt: skip
@@ -173,31 +173,29 @@ def _data(trial: Trial) -> dict[str, tuple[Tensor, Tensor]]:
     """Eight known classes in train, validation and test, numbered anew, and the two unknown ones as outliers."""
     size, known = SIZES[trial.scale], torch.randperm(10, generator=trial.generator("known classes"))[:8].sort().values
     number = torch.full((10,), -1).index_put_((known,), torch.arange(8))
-    counts = {"train": size.train, "validation": size.validation, "test": size.test}
+    sizes = [size.train, size.validation, size.test]
     if trial.scale in ("tiny", "laptop"):
         generator = trial.generator("textures")
-        y = known[torch.randint(8, (sum(counts.values()),), generator=generator)]
-        unknown = (number < 0).nonzero().flatten()[torch.randint(2, (size.outliers,), generator=generator)]
-        pools = {"train": (textures(y, generator), number[y]), "outliers": (textures(unknown, generator), unknown)}
-        order, test = torch.arange(len(y)), None
+        unknown = (number < 0).nonzero().flatten()
+        y = known[torch.randint(8, (sum(sizes),), generator=generator)]
+        strange = unknown[torch.randint(2, (size.outliers,), generator=generator)]
+        x_parts, y_parts = textures(y, generator).split(sizes), number[y].split(sizes)
+        outliers = textures(strange, generator), strange
     else:
-        pool, held_out = trial.data("images", size=32), trial.data("images", size=32, part="test")
-        pools = {}
-        for name, images in (("train", pool), ("test", held_out)):
-            inside = number[images.y] >= 0
-            pools[name] = images.float().x[inside] - 0.5, number[images.y[inside]]
-            if name == "test":
-                pools["outliers"] = images.float().x[~inside][: size.outliers] - 0.5, images.y[~inside][: size.outliers]
-        order = torch.randperm(len(pools["train"][1]), generator=trial.generator("split"))
-        test = tuple(tensor[: size.test] for tensor in pools["test"])
-    parts, start = {"outliers": pools["outliers"]}, 0
-    for name, count in counts.items():
-        if name == "test" and test is not None:
-            parts[name] = test
-        else:
-            parts[name] = tuple(tensor[order[start : start + count]] for tensor in pools["train"])
-            start += count
-    return parts
+        # Rows beyond those that can be needed are not even decoded: eight classes of ten, and a margin.
+        few = None if trial.scale == "full" else int(1.4 * (size.train + size.validation))
+        pool, held_out = trial.data("images", size=32, limit=few), trial.data("images", size=32, part="test", limit=few)
+        order = torch.randperm(len(pool.y), generator=trial.generator("split"))
+        inside = order[number[pool.y[order]] >= 0][: size.train + size.validation]
+        tested = (number[held_out.y] >= 0).nonzero().flatten()[: size.test]
+        strange = (number[held_out.y] < 0).nonzero().flatten()[: size.outliers]
+        x = torch.cat([pool.x[inside], held_out.x[tested]])
+        y = number[torch.cat([pool.y[inside], held_out.y[tested]])]
+        sizes[2] = len(tested)
+        x_parts, y_parts = (x.float() / 255 - 0.5).split(sizes), y.split(sizes)
+        outliers = held_out.x[strange].float() / 255 - 0.5, held_out.y[strange]
+    parts = dict(zip(("train", "validation", "test"), zip(x_parts, y_parts, strict=True), strict=True))
+    return parts | {"outliers": outliers}
 
 
 def textures(y: Tensor, generator: torch.Generator, side: int = 16) -> Tensor:

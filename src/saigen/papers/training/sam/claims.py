@@ -75,10 +75,10 @@ SIZES = {
     ),
     "real": Size(
         image=32, channels=3, patch=8,
-        vit=Arm({"embed_dim": 64, "depth": 4, "num_heads": 4}, 3e-3, 0.5, 0.1),
-        mixer=Arm({"embed_dim": 64, "depth": 4}, 3e-3, 0.5, 0.3),
+        vit=Arm({"embed_dim": 48, "depth": 3, "num_heads": 4}, 3e-3, 0.5, 0.1),
+        mixer=Arm({"embed_dim": 48, "depth": 3}, 3e-3, 0.5, 0.3),
         resnet=Arm({"block": "basic", "depths": (1, 1, 1), "widths": (16, 32, 64)}, 0.1, 5e-3, 0.05),
-        train=2000, steps=800, batch=50, warmup=50, curvature_images=500, noise=0.1, test=2000, crop_area=0.4,
+        train=2000, steps=800, batch=50, warmup=50, curvature_images=250, noise=0.1, test=2000, crop_area=0.4,
     ),
     # the paper's recipe: 300 epochs of ImageNet in batches of 4096 (its ResNets: 90), 10,000 steps of warm-up
     "full": Size(
