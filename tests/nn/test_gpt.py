@@ -35,6 +35,14 @@ def test_padding_is_seen_by_nobody():
     assert causal_mask(keep).shape == (2, 1, 6, 6)
 
 
+def test_rows_are_those_of_the_whole():
+    gpt, x = model(), torch.randn(2, 6, 16)
+    keep = torch.tensor([[False, True, True, True, True, True], [True] * 6])
+    rows = torch.tensor([1, 2, 5])
+    for given in (None, keep):
+        torch.testing.assert_close(gpt(x, given, rows), gpt(x, given)[:, rows])
+
+
 def test_initialisation_is_that_of_gpt_2():
     torch.manual_seed(0)
     gpt = GPT(128, 8, 4, vocabulary=1000)

@@ -43,12 +43,22 @@ class CausalSelfAttention(nn.Module):
         self.c_proj = nn.Linear(width, width)
         self.resid_dropout = nn.Dropout(residual_dropout)
 
-    def forward(self, x: Float[Tensor, "b t c"], mask: Bool[Tensor, "b 1 t t"] | None = None) -> Float[Tensor, "b t c"]:
+    def forward(
+        self,
+        x: Float[Tensor, "b t c"],
+        mask: Bool[Tensor, "#b 1 r t"] | None = None,
+        rows: Int[Tensor, "r"] | None = None,
+    ) -> Float[Tensor, "b r c"]:
         b, t, c = x.shape
-        q, k, v = self.c_attn(x).view(b, t, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+        if rows is None:
+            q, k, v = self.c_attn(x).view(b, t, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+        else:
+            weight, bias = self.c_attn.weight, self.c_attn.bias
+            q = F.linear(x.index_select(1, rows), weight[:c], bias[:c]).unflatten(2, (self.heads, -1)).transpose(1, 2)
+            k, v = F.linear(x, weight[c:], bias[c:]).view(b, t, 2, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
         dropout = self.attention_dropout if self.training else 0.0
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, dropout_p=dropout)
-        return self.resid_dropout(self.c_proj(y.transpose(1, 2).reshape(b, t, c)))
+        return self.resid_dropout(self.c_proj(y.transpose(1, 2).flatten(2)))
 
 
 class MLP(nn.Module):
@@ -84,8 +94,14 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(width, eps=eps)
         self.mlp = MLP(width, inner, activation, residual_dropout)
 
-    def forward(self, x: Float[Tensor, "b t c"], mask: Bool[Tensor, "b 1 t t"] | None = None) -> Float[Tensor, "b t c"]:
-        x = x + self.attn(self.ln_1(x), mask)
+    def forward(
+        self,
+        x: Float[Tensor, "b t c"],
+        mask: Bool[Tensor, "#b 1 r t"] | None = None,
+        rows: Int[Tensor, "r"] | None = None,
+    ) -> Float[Tensor, "b r c"]:
+        attended = self.attn(self.ln_1(x), mask, rows)
+        x = attended + (x if rows is None else x.index_select(1, rows))
         return x + self.mlp(self.ln_2(x))
 
 
@@ -152,22 +168,31 @@ class GPT(nn.Module):
                 nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * depth) if residual else 0.02)
 
     def forward(
-        self, inputs: Int[Tensor, "b t"] | Float[Tensor, "b t c"], keep: Bool[Tensor, "b t"] | None = None
-    ) -> Float[Tensor, "b t width"]:
+        self,
+        inputs: Int[Tensor, "b t"] | Float[Tensor, "b t c"],
+        keep: Bool[Tensor, "b t"] | None = None,
+        rows: Int[Tensor, "r"] | None = None,
+    ) -> Float[Tensor, "b _ width"]:
         """The hidden states after the final layer norm, of token ids (b, t) or of embeddings (b, t, width).
 
         ``keep`` is False at padding; padded positions are seen by no other position. Without it the mask is causal only.
+        ``rows`` are the positions whose hidden states are wanted, if not all: the last block computes no others.
         """
         x = inputs if inputs.is_floating_point() else self.wte(inputs)
+        t = x.shape[1]
         if self.positions is not None:
-            if x.shape[1] > self.positions:
-                raise ValueError(f"the sequence has {x.shape[1]} tokens, allowed are at most {self.positions}")
-            x = x + self.wpe.weight[: x.shape[1]]
+            if t > self.positions:
+                raise ValueError(f"the sequence has {t} tokens, allowed are at most {self.positions}")
+            x = x + self.wpe.weight[:t]
         x = self.drop(x)
         mask = None if keep is None else causal_mask(keep)
-        for block in self.h:
+        for block in self.h[:-1]:
             x = block(x, mask)
-        return self.ln_f(x)
+        if rows is not None:
+            # Fewer questions than positions: "causal" has to be spelt out.
+            mask = causal_mask(torch.ones(1, t, dtype=torch.bool, device=x.device)) if mask is None else mask
+            mask = mask.index_select(2, rows)
+        return self.ln_f(self.h[-1](x, mask, rows))
 
 
 def convert_gpt2(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -94,9 +94,15 @@ class DecisionTransformer(nn.Module):
         self.predict_return = nn.Linear(hidden_size, 1)
 
     def _hidden(
-        self, states: Tensor, actions: Tensor, returns_to_go: Tensor | None, timesteps: Tensor, mask: Tensor | None
+        self,
+        states: Tensor,
+        actions: Tensor,
+        returns_to_go: Tensor | None,
+        timesteps: Tensor,
+        mask: Tensor | None,
+        last: bool = False,
     ) -> Tensor:
-        """The transformer's output as (b, k, tokens of a step, hidden)."""
+        """The transformer's output at the state's and the action's token (b, k, 2, hidden), or at the last state's."""
         if states.shape[-1] != self.state_dim:
             raise ValueError(f"states has {states.shape[-1]} dimensions, allowed is state_dim {self.state_dim}")
         if self.conditioned and returns_to_go is None:
@@ -108,8 +114,11 @@ class DecisionTransformer(nn.Module):
             tokens.insert(0, self.embed_return(returns_to_go))
         x = torch.stack(tokens, 2) + self.embed_timestep(timesteps).unsqueeze(2)
         keep = None if mask is None else mask.bool().repeat_interleave(len(tokens), 1)
-        x = self.transformer(self.embed_ln(x).flatten(1, 2), keep)
-        return x.unflatten(1, (states.shape[1], len(tokens)))
+        k, m, rows = states.shape[1], len(tokens), None
+        if last or self.conditioned:  # nothing is read at a return's token: the last block need not compute it
+            rows = torch.arange(k * m, device=x.device)
+            rows = rows[-2:-1] if last else rows.view(k, m)[:, -2:].flatten()
+        return self.transformer(self.embed_ln(x).flatten(1, 2), keep, rows).unflatten(1, (-1, 1 if last else 2))
 
     def forward(
         self,
@@ -125,7 +134,7 @@ class DecisionTransformer(nn.Module):
         sought. Returns are in the unit the model was trained with (return / scale).
         """
         x = self._hidden(states, actions, returns_to_go, timesteps, attention_mask)
-        at_state, at_action = x[:, :, -2], x[:, :, -1]
+        at_state, at_action = x.unbind(2)
         return DTOutput(self.predict_action(at_state), self.predict_state(at_action), self.predict_return(at_action))
 
     def last_action(
@@ -137,7 +146,7 @@ class DecisionTransformer(nn.Module):
     ) -> Float[Tensor, "b act_dim"]:
         """The prediction at the newest step of a history without padding: all that acting needs."""
         timesteps = timesteps.clamp(max=self.max_ep_len - 1)
-        return self.predict_action(self._hidden(states, actions, returns_to_go, timesteps, None)[:, -1, -2])
+        return self.predict_action(self._hidden(states, actions, returns_to_go, timesteps, None, last=True)[:, 0, 0])
 
     @staticmethod
     def convert_state_dict(state: dict[str, Tensor]) -> dict[str, Tensor]:
