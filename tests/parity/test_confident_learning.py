@@ -24,7 +24,7 @@ pytestmark = pytest.mark.peers
 PRUNING = ("prune_by_noise_rate", "prune_by_class", "both")
 FILTERS = (*PRUNING, "confident_learning", "predicted_neq_given", "low_normalized_margin", "low_self_confidence")
 SCORES = ("self_confidence", "normalized_margin", "confidence_weighted_entropy")
-SETTINGS = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+SETTINGS = settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
 
 @st.composite
@@ -123,7 +123,7 @@ def test_own_joint_and_own_counts_as_cleanlab(problem, seed):
 
 
 @pytest.mark.filterwarnings("ignore")
-@settings(SETTINGS, max_examples=15)
+@settings(SETTINGS, max_examples=10)
 @given(st.integers(0, 2**32 - 1), st.integers(2, 6), st.integers(8, 80))
 def test_multi_label_as_cleanlab(seed, K, n):
     need("cleanlab")
@@ -133,7 +133,7 @@ def test_multi_label_as_cleanlab(seed, K, n):
     rng = np.random.default_rng(seed)
     P = np.round(rng.beta(0.4, 0.6, (n, K)), 2)
     matrix = (P > 0.5) ^ (rng.random((n, K)) < 0.2)
-    matrix[0] = False  # both values in every class: cleanlab cannot take a class that every example has
+    matrix[0], matrix[1] = False, True  # cleanlab cannot take a class that every example has, or none
     labels = [np.flatnonzero(row).tolist() for row in matrix]
     for filter_by in FILTERS:
         ours = find_label_issues(labels, P, filter_by=filter_by, multi_label=True)

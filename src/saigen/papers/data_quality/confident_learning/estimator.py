@@ -86,13 +86,15 @@ def _confident_class(P: np.ndarray, thresholds: np.ndarray) -> tuple[np.ndarray,
 
 def _count(y: np.ndarray, guess: np.ndarray, K: int) -> np.ndarray:
     confident = guess >= 0
-    C = np.bincount(y[confident] * K + guess[confident], minlength=K * K).reshape(K, K)
+    # Columns lie together in memory, as in cleanlab: the order of summation decides on which side a half is rounded.
+    C = np.bincount(guess[confident] * K + y[confident], minlength=K * K).reshape(K, K).T
     np.fill_diagonal(C, C.diagonal().clip(min=1))
     return C
 
 
 def _round_rows(A: np.ndarray) -> np.ndarray:
     """Whole numbers with the row sums kept: half to even, then one up (down) where most was cut off (added)."""
+    A = np.ascontiguousarray(A)
     whole = A.round()
     short = A.sum(axis=1).round() - whole.sum(axis=1)
     order = np.argsort(A - whole, axis=1)
@@ -104,7 +106,7 @@ def _round_rows(A: np.ndarray) -> np.ndarray:
 
 def _calibrate(C: np.ndarray, y: np.ndarray) -> np.ndarray:
     given = np.bincount(y, minlength=len(C))
-    scaled = C / np.clip(C.sum(axis=1), TINY, None)[:, None] * given[:, None]
+    scaled = (C.T / np.clip(C.sum(axis=1), TINY, None) * given).T
     return _round_rows(scaled / np.clip(scaled.sum(), TINY, None) * len(y))
 
 
@@ -302,8 +304,8 @@ def _prune(y: np.ndarray, P: np.ndarray, counts: np.ndarray, least: int, filter_
     flagged, small = np.zeros(len(y), bool), []
     order, bounds = np.argsort(y, kind="stable"), np.cumsum(np.bincount(y, minlength=P.shape[1]))[:-1]
     for k, rows in enumerate(np.split(order, bounds)):
-        if len(rows) <= least:
-            small += [k] if len(rows) else []
+        if len(rows) <= max(least, 1):  # the only example of a class has nothing to be judged against
+            small += [k] if 0 < len(rows) <= least else []
             continue
         of_class, found = P[rows], []
         if filter_by != "prune_by_noise_rate":
