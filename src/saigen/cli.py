@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 import typer.core
 from rich.console import Console
@@ -22,6 +21,8 @@ from saigen.report.numbers import duration, measured, number, reported
 
 LANGUAGES = ("en", "ja")
 INTERRUPTED = 130
+# The base of every complaint about arguments; typer has carried click under more than one name.
+WrongUse: Any = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
 VERDICT_STYLES = {
     "reproduced": "green",
     "direction only": "cyan",
@@ -35,9 +36,7 @@ VERDICT_STYLES = {
 class Commands(typer.core.TyperGroup):
     """Names the nearest command for one that there is not."""
 
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[Any, Any, list[str]]:
         if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
             names = self.list_commands(ctx)
             raise ValueError(
@@ -74,13 +73,15 @@ def main() -> None:
         if code == INTERRUPTED:
             raise KeyboardInterrupt
         sys.exit(code if isinstance(code, int) else 0)
-    except click.exceptions.Exit as stop:
+    except typer.Exit as stop:
         sys.exit(stop.exit_code)
-    except (KeyboardInterrupt, click.exceptions.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         _err().print("stopped; what was finished is kept, and the same command goes on from there")
         sys.exit(INTERRUPTED)
-    except click.ClickException as error:
-        error.show()
+    except WrongUse as error:
+        where = getattr(error, "ctx", None)
+        more = f" (`{where.command_path} --help` shows what it takes)" if where is not None else ""
+        _err().print(f"[bold red]error:[/] {escape(error.format_message() + more)}", soft_wrap=True)
         sys.exit(2)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -585,3 +586,95 @@ def report(
     typer.echo(f"the page is at {index.resolve()}")
     if show_it:
         typer.launch(index.resolve().as_uri())
+
+
+@app.command()
+def digest(
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="LIST",
+            help="The id of a list; `saigen digest --help` names them: 2019-part-1, ml-news-2020-w45, monthly-2021-05, ai-paper-reading-2021-07, washizaki-articles.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="The folder to write.")] = Path("saigen-digest"),
+    formats: Annotated[
+        list[str] | None, typer.Option("--format", help="zenn, markdown or slides; may be given more than once.")
+    ] = None,
+    lang: Lang = "en",
+) -> None:
+    """Write a list's round-up from cards and evidence: as Zenn Markdown, plain Markdown, or slides."""
+    from saigen.report.digest import write_digest
+
+    for path in write_digest(name, out, lang=_language(lang), formats=formats or ()):
+        typer.echo(f"wrote {path}")
+
+
+# --- bench, new -----------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def bench(
+    papers: Papers = None,
+    domain: Annotated[str | None, typer.Option(help="Every paper of a domain.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Pairs of measurements a benchmark.")] = 7,
+    markdown: Annotated[Path | None, typer.Option(help="Also write the table to this Markdown file.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Time each component against its best public peer, alternating in one process on this machine.
+
+    peer / ours above 1 means ours is faster. Peers come with `pip install 'saigen[peers]'`.
+    """
+    from saigen import bench as benching
+    from saigen.files import write_text
+
+    chosen = _chosen(papers, everything=not papers and not domain, domain=domain)
+    rows = []
+    for paper, benchmark in benching.benchmarks(chosen):
+        row = benching.measure(paper, benchmark, rounds=rounds)
+        rows.append(row)
+        _err().print(f"{row.paper} {row.name}: {row.missing or f'{row.ratio:.2f}'}", markup=False, soft_wrap=True)
+    if not rows:
+        raise ValueError("none of these papers has a benchmark")
+    if as_json:
+        print(json.dumps([vars(row) for row in rows], indent=1))
+    else:
+        table = _table("paper", "benchmark", "ours", "peer", "peer / ours")
+        for row in rows:
+            times = (
+                ("-", "-", row.missing)
+                if row.missing
+                else (f"{row.ours * 1e3:.2f} ms", f"{row.peer * 1e3:.2f} ms", f"{row.ratio:.2f}")
+            )
+            table.add_row(row.paper, row.name, *times)
+        _out().print(table)
+        _out().print(benching.machine(), soft_wrap=True)
+    if markdown is not None:
+        write_text(
+            markdown,
+            benching.markdown(
+                rows, " ".join(["saigen bench", *(papers or ()), *(["--domain", domain] if domain else ())])
+            ),
+        )
+
+
+@app.command()
+def new(
+    name: Annotated[
+        str,
+        typer.Argument(metavar="ARXIV_ID|SLUG", help="An arXiv id such as 2106.02034, or the slug of the new room."),
+    ],
+    domain: Annotated[str, typer.Option(help="The domain of the room.")],
+    slug: Annotated[str | None, typer.Option(help="The slug, where an arXiv id is given.")] = None,
+    into: Annotated[
+        Path | None, typer.Option(help="The package folder that gets the room; saigen's own papers folder by default.")
+    ] = None,
+) -> None:
+    """Start a room for a paper: a card, a method, a claim, examples and a test that fail by name until they are filled."""
+    from saigen.scaffold import scaffold
+
+    for path in scaffold(name, domain=domain, slug=slug, into=into):
+        typer.echo(f"wrote {path}")
+    typer.echo(
+        "fill what says FILL; then `saigen show`, `saigen run --scale tiny` and the room's test tell what is missing"
+    )

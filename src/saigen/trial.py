@@ -55,26 +55,23 @@ class Trial:
                 random.setstate(python_state)
 
     def data(self, name: str, **options: Any) -> Any:
-        """The data set ``name``: ``"digits"`` (embedded), or of the user's data path ``"images"`` and ``"masks"``.
+        """The data set ``name``: ``"digits"`` (embedded), or ``"images"`` at the user's data path.
 
         Options are those of the reader (``size``, ``part``, ``limit`` for images).
         Raises ``ValueError`` for an unknown name, or where the user's own data is needed and no path was given.
         """
-        from saigen import data as sets
+        from saigen.data import digits, load_images
 
-        embedded = {"digits": sets.digits}
-        own = {"images": sets.load_images}
-        if hasattr(sets, "load_masks"):
-            own["masks"] = sets.load_masks
-        if name in embedded:
-            result = embedded[name](**options)
-        elif name in own:
+        if name == "digits":
+            result = digits(**options)
+            self.used(name, result.fingerprint)
+        elif name == "images":
             if self.data_path is None:
-                raise ValueError(f"scale {self.scale!r} needs data of yours: give --data PATH")
-            result = own[name](self.data_path, **options)
+                raise ValueError(f"scale {self.scale!r} needs images of yours: give --data PATH")
+            result = load_images(self.data_path, **options)
+            self.used(f"{result.name}/{options.get('part', 'train')}", result.fingerprint)
         else:
-            raise ValueError(f"data is {name!r}, allowed are {', '.join(sorted({*embedded, *own}))}")
-        self.used(name if name in embedded else f"{result.name}/{options.get('part', 'all')}", result.fingerprint)
+            raise ValueError(f"data is {name!r}, allowed are digits and images")
         return result
 
     def used(self, name: str, fingerprint: str) -> None:

@@ -1,5 +1,6 @@
 """Reads weights: safetensors files and folders, other checkpoints without running code in them, the Hugging Face Hub."""
 
+import copy
 import json
 import re
 import warnings
@@ -179,11 +180,7 @@ def load(model: nn.Module, source: str | Path | Mapping[str, Tensor]) -> nn.Modu
             state[name] = value
     problems = [f"{name} is missing" for name in own if name not in state]
     problems += [f"{name} is unexpected" for name in state if name not in own]
-    problems += [
-        f"{name} has shape {tuple(state[name].shape)}, expected {tuple(own[name].shape)}"
-        for name in own
-        if name in state and state[name].shape != own[name].shape
-    ]
+    problems += _misshapen(model, state)
     if problems:
         more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
         raise ValueError(f"the checkpoint does not fit {type(model).__name__}: {'; '.join(problems[:5])}{more}")
@@ -193,6 +190,22 @@ def load(model: nn.Module, source: str | Path | Mapping[str, Tensor]) -> nn.Modu
             f"the checkpoint's classifier has another number of classes; {', '.join(kept_new)} stay new", stacklevel=2
         )
     return model
+
+
+def _misshapen(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
+    # Tried on a twin without storage, so that what a model's own hooks make fit (positions of another image size) counts
+    # as fitting, and a checkpoint that does not fit leaves the model as it was.
+    twin = copy.deepcopy(model).to("meta")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that nothing is copied to a tensor without storage
+            twin.load_state_dict(dict(state), strict=False)
+    except RuntimeError as error:
+        found = re.findall(
+            r"size mismatch for (\S+): .*?torch\.Size\(\[(.*?)\]\).*?torch\.Size\(\[(.*?)\]\)", str(error)
+        )
+        return [f"{name} has shape ({theirs}), expected ({ours})" for name, theirs, ours in found] or [str(error)]
+    return []
 
 
 def save(model: nn.Module, path: str | Path) -> None:

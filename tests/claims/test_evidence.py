@@ -104,3 +104,11 @@ def test_the_store_says_where_it_cannot_write(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="SAIGEN_HOME"):
         Store(tmp_path / "file" / "below").check_writable()
+
+
+def test_data_drawn_by_the_seed_differs_within_a_set_and_the_users_own_does_not(plugin):
+    claim = plugin.card.claim[0]
+    drawn = [measured(plugin, seed, data={"scenes": str(seed)}) for seed in range(5)]
+    assert evidence.chosen_set(drawn, claim, "laptop") == drawn
+    mixed = [measured(plugin, seed, data={"photos/train": str(seed)}) for seed in range(5)]
+    assert len(evidence.chosen_set(mixed, claim, "laptop")) == 1

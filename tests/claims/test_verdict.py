@@ -187,6 +187,6 @@ def test_guard_catches_a_judge_without_intervals(monkeypatch):
 
     point = lambda values, **how: judging.Interval(
         float(np.mean(values)), float(np.mean(values)), float(np.mean(values)), len(values)
-    )  # noqa: E731
+    )
     monkeypatch.setattr(judging, "interval", point)
     assert share_reproduced({"g": 0.5, "r": 2.0}, 0.3) > 0.2

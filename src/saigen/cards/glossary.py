@@ -47,7 +47,7 @@ LABELS = {
         "domain": "domain",
         "scale": "scale",
         "seeds": "seeds",
-        "traps": "known traps",
+        "traps": "Known traps",
         "purpose": "Purpose",
         "method": "Method",
         "result": "Result",

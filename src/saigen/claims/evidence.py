@@ -20,6 +20,7 @@ from saigen.cards.schema import Claim
 from saigen.files import write_text
 
 FORMAT = 1
+EMBEDDED = ("digits",)
 
 
 class EvidenceError(ValueError):
@@ -65,12 +66,20 @@ class Measurement(BaseModel):
             self.claim,
             self.scale,
             self.setting,
-            self.data,
+            {name: print if is_fixed(name) else "drawn" for name, print in self.data.items()},
             self.code,
             self.card,
             machine_kind(self.environment),
         )
         return digest(json.dumps(same, sort_keys=True, default=str))
+
+
+def is_fixed(data: str) -> bool:
+    """True for data that is the same for every seed: embedded, or the user's own (``FOLDER/part``).
+
+    Data of any other name is drawn by the claim itself, anew for each seed, and has a fingerprint a seed.
+    """
+    return data in EMBEDDED or "/" in data
 
 
 def digest(data: str | bytes) -> str:

@@ -113,8 +113,13 @@ def printed_tolerance(value: float) -> float:
     return 0.5 * 10.0 ** (int(exponent or 0) - len(decimals))
 
 
-def judge_quantity(name: str, quantity: Quantity, measurements: Sequence[Mapping[str, float]], fairness: str) -> Judged:
-    """Judges one quantity from the values of every seed, at a scale of the given fairness (``size``, ``direction``)."""
+def judge_quantity(
+    name: str, quantity: Quantity, measurements: Sequence[Mapping[str, float]], fairness: str, scale: str = "full"
+) -> Judged:
+    """Judges one quantity from the values of every seed, at a scale of the given fairness (``size``, ``direction``).
+
+    A ``value`` is compared only on the paper's own data: at ``full``, or at a ``real`` that the card calls fair in size.
+    """
     if quantity.kind == "order":
         return _judge_order(name, quantity, measurements, fairness)
     values = tuple(float(values[name]) for values in measurements)
@@ -124,7 +129,7 @@ def judge_quantity(name: str, quantity: Quantity, measurements: Sequence[Mapping
         right = all(_printed_equal(quantity, value) for value in values)
         return Judged(name, Verdict.REPRODUCED if right else Verdict.NOT_REPRODUCED, values, _plain(values), None)
     if quantity.kind == "value":
-        return _judge_value(name, quantity, values, fairness)
+        return _judge_value(name, quantity, values, fairness if scale in ("real", "full") else "direction")
     return _judge_effect(name, quantity, values, fairness)
 
 
@@ -206,7 +211,9 @@ def weakest(verdicts: Sequence[Verdict]) -> Verdict:
 def judge_claim(claim: Claim, measurements: Sequence[Mapping[str, float]], scale: str) -> tuple[Verdict, list[Judged]]:
     """Judges a claim from the values of seeds 0 to n-1 at one scale; ``KeyError`` where a quantity was not returned."""
     fairness = claim.fairness(scale)
-    judged = [judge_quantity(name, quantity, measurements, fairness) for name, quantity in claim.quantities.items()]
+    judged = [
+        judge_quantity(name, quantity, measurements, fairness, scale) for name, quantity in claim.quantities.items()
+    ]
     return weakest([result.verdict for result in judged]), judged
 
 

@@ -6,7 +6,7 @@ the identity. ``small_stem`` is the usual form for 32-pixel images: a 3x3 convol
 """
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -116,7 +116,7 @@ class ResNet(nn.Module):
 
     def __init__(
         self,
-        block: Literal["basic", "bottleneck"],
+        block: str,
         depths: Sequence[int] = (2, 2, 2, 2),
         widths: Sequence[int] = (64, 128, 256, 512),
         *,

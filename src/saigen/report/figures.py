@@ -51,7 +51,7 @@ def anchors(rows: Sequence[tuple[str, Quantity, Judged]], *, width: float = 5.2,
         figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.add_subplot()
         low, high = -0.25, 1.25
-        for row, (label, quantity, judged) in enumerate(rows):
+        for row, (_, quantity, judged) in enumerate(rows):
             colour = COLOURS[judged.verdict]
             values = [_clip(place(quantity, value)) for value in judged.values]
             if judged.interval is not None:

@@ -130,9 +130,13 @@ def _paper(paper: Paper, standing: Standing) -> dict[str, Any]:
 
 
 def _claim(paper: Paper, claim: Claim, standing: Standing) -> dict[str, Any]:
-    results = [r for scale in SCALES if (r := standing.result(claim.id, scale)) is not None and r.measurements]
+    results = [
+        ("published", r) for scale in SCALES if (r := standing.result(claim.id, scale)) is not None and r.measurements
+    ]
+    results += [("yours", r) for r in _local(paper, claim)]
+    results.sort(key=lambda pair: SCALES.index(pair[1].scale))
     shown = []
-    for result in results:
+    for origin, result in results:
         rows = [(q.name, claim.quantities[q.name], q) for q in result.quantities]
         drawn = [row for row in rows if figures.drawable(row[1]) and row[2].interval is not None]
         plot = (
@@ -143,6 +147,7 @@ def _claim(paper: Paper, claim: Claim, standing: Standing) -> dict[str, Any]:
         shown.append(
             {
                 "result": result,
+                "origin": origin,
                 "rows": [
                     {
                         "name": name,

@@ -1,0 +1,97 @@
+"""Side by side: each room's component against its best public peer, alternating in one process."""
+
+import gc
+import platform
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from saigen.cards.catalogue import Paper
+from saigen.example import Benchmark
+
+ROUNDS = 7
+
+
+@dataclass(frozen=True)
+class Row:
+    """A benchmark's result: seconds of ours and of the peer (medians), and peer over ours: above 1 ours is faster."""
+
+    paper: str
+    name: str
+    ours: float
+    peer: float
+    ratio: float
+    missing: str | None = None
+
+
+def benchmarks(papers: Sequence[Paper]) -> Iterator[tuple[Paper, Benchmark]]:
+    """Every benchmark of ``papers``."""
+    for paper in papers:
+        found = getattr(paper.module("examples"), "benchmarks", None)
+        if found is not None:
+            yield from ((paper, benchmark) for benchmark in found())
+
+
+def measure(paper: Paper, benchmark: Benchmark, *, rounds: int = ROUNDS, seconds: float = 0.3) -> Row:
+    """Times ours and the peer in turn, ``rounds`` times each with ``torch.utils.benchmark``, and compares medians of pairs.
+
+    A peer that is not installed gives a row that says which extra to install.
+    """
+    import numpy as np
+    from torch.utils.benchmark import Timer
+
+    try:
+        peer = benchmark.peer()
+    except ImportError as error:
+        return Row(
+            paper.slug, benchmark.name, 0.0, 0.0, 0.0, missing=f"{error} (pip install 'saigen[{benchmark.extra}]')"
+        )
+    ours = benchmark.ours()
+    pairs = []
+    timers = [_timer(Timer, ours), _timer(Timer, peer)]
+    for timer in timers:
+        timer.timeit(1)
+    count = max(1, int(seconds / max(1e-6, timers[1].timeit(1).mean)))
+    gc.collect()
+    for round_number in range(rounds):
+        order = (0, 1) if round_number % 2 == 0 else (1, 0)
+        times = {which: timers[which].timeit(count).mean for which in order}
+        pairs.append((times[0], times[1]))
+    x = np.array(pairs)
+    return Row(
+        paper.slug,
+        benchmark.name,
+        *(float(v) for v in np.median(x, axis=0)),
+        float(np.exp(np.median(np.log(x[:, 1] / x[:, 0])))),
+    )
+
+
+def _timer(timer: Any, call: Callable[[], Any]) -> Any:
+    import torch
+
+    return timer("call()", globals={"call": call}, num_threads=torch.get_num_threads())
+
+
+def machine() -> str:
+    """What the ratios were measured on; they hold for that machine only."""
+    import torch
+
+    from saigen.claims.evidence import environment
+
+    found = environment("cpu", torch.get_num_threads())
+    return f"{found['processor']}, {torch.get_num_threads()} threads, {platform.system()}, torch {torch.__version__}"
+
+
+def markdown(rows: Sequence[Row], command: str) -> str:
+    """The table of ``benchmarks/README.md``."""
+    lines = [
+        "| paper | benchmark | ours (ms) | peer (ms) | peer / ours |",
+        "| --- | --- | ---: | ---: | ---: |",
+        *(
+            f"| {row.paper} | {row.name} | {row.ours * 1e3:.2f} | {row.peer * 1e3:.2f} | {row.ratio:.2f} |"
+            if row.missing is None
+            else f"| {row.paper} | {row.name} | | | {row.missing} |"
+            for row in rows
+        ),
+    ]
+    return f"Measured with `{command}` on {machine()}.\n\n" + "\n".join(lines) + "\n"

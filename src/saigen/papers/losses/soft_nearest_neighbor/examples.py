@@ -1,0 +1,110 @@
+"""Small instances of the soft nearest neighbor loss and its network."""
+
+from collections.abc import Iterator
+
+import torch
+
+from saigen.example import Example
+from saigen.papers.losses.soft_nearest_neighbor import (
+    DeepNeighbors,
+    EntanglementRegularizer,
+    SoftNearestNeighborLoss,
+    entangled_cnn,
+    hidden_neighbor_credibility,
+    soft_nearest_neighbor_loss,
+)
+
+
+def _batch(generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.randn(12, 5, generator=generator), torch.arange(12) % 3
+
+
+def examples() -> Iterator[Example]:
+    wrong_loss = (
+        (lambda: SoftNearestNeighborLoss(temperature=0.0), "temperature"),
+        (lambda: SoftNearestNeighborLoss(metric="manhattan"), "metric"),
+        (lambda: SoftNearestNeighborLoss(optimize="newton"), "optimize"),
+        (lambda: SoftNearestNeighborLoss(eps=-1.0), "eps"),
+        (lambda: SoftNearestNeighborLoss()(torch.rand(3, 2), torch.zeros(4, dtype=torch.long)), "labels"),
+    )
+    yield Example(
+        name="learned_temperature",
+        kind="loss",
+        make=lambda: SoftNearestNeighborLoss(temperature=10.0),
+        inputs=_batch,
+        code="""import torch
+from torch.nn.functional import cross_entropy
+from saigen.papers.losses.soft_nearest_neighbor import EntanglementRegularizer, entangled_cnn
+
+model = entangled_cnn(num_classes=10)
+entangle = EntanglementRegularizer(model, ["conv1", "conv2", "conv3"], factor=-0.1)   # any model, any layers
+images, labels = torch.rand(32, 1, 28, 28), torch.arange(32) % 10
+loss = cross_entropy(model(images), labels) + entangle(labels)      # after the model's forward pass
+loss.backward()
+print(float(loss))""",
+        wrong=(
+            *wrong_loss,
+            (lambda: EntanglementRegularizer(entangled_cnn(), ["conv4"]), "conv4"),
+            (
+                lambda: EntanglementRegularizer(entangled_cnn(), ["conv1"])(torch.zeros(2, dtype=torch.long)),
+                "run the model",
+            ),
+        ),
+    )
+    yield Example(
+        name="least_over_temperature",
+        kind="loss",
+        make=lambda: SoftNearestNeighborLoss(optimize="exact"),
+        inputs=_batch,
+        code="""import torch
+from saigen.papers.losses.soft_nearest_neighbor import entangled_cnn, layer_entanglement
+
+model = entangled_cnn(num_classes=10)
+batches = [(torch.rand(64, 1, 28, 28), torch.randint(10, (64,)))]
+for row in layer_entanglement(model, ["conv1", "conv2", "conv3", "classifier"], batches):
+    print(row)                                  # how entangled the classes are in each layer""",
+        wrong=wrong_loss,
+    )
+    yield Example(
+        name="official_eps",
+        kind="loss",
+        make=lambda: SoftNearestNeighborLoss(temperature=10.0, metric="cosine", eps=1e-5),
+        inputs=_batch,
+        code="""import torch
+from saigen.papers.losses.soft_nearest_neighbor import soft_nearest_neighbor_loss
+
+x, y = torch.tensor([[0.0, 0], [1, 0], [0, 2], [3, 3]]), torch.tensor([0, 0, 1, 1])
+print(soft_nearest_neighbor_loss(x, y, temperature=1.0))                # 1.6077, exact
+print(soft_nearest_neighbor_loss(x, y, temperature=1.0, eps=1e-5))      # 1.6540, as the official code has it""",
+        wrong=((lambda: soft_nearest_neighbor_loss(*_batch(torch.Generator()), temperature=-1.0), "temperature"),),
+    )
+    yield Example(
+        name="entangled_cnn",
+        kind="module",
+        make=lambda: entangled_cnn(num_classes=4, width=4),
+        inputs=lambda generator: (torch.rand(2, 1, 28, 28, generator=generator),),
+        code="""import torch
+from saigen.papers.losses.soft_nearest_neighbor import DeepNeighbors, entangled_cnn, hidden_features
+
+model, layers = entangled_cnn(width=8), ["conv1", "conv2", "conv3"]
+x, y = torch.rand(200, 1, 28, 28), torch.randint(10, (200,))
+train, held_out, new = (hidden_features(model, layers, part) for part in (x[:120], x[120:160], x[160:]))
+neighbors = DeepNeighbors(train, y[:120], k=15).calibrate(held_out, y[120:160])
+print(neighbors.credibility(new, model(x[160:]).argmax(-1)))            # near 0: an outlier""",
+        wrong=(
+            (lambda: entangled_cnn(image_size=20), "image_size"),
+            (lambda: entangled_cnn(num_classes=0), "num_classes"),
+            (
+                lambda: hidden_neighbor_credibility(
+                    torch.rand(3, 2), torch.zeros(3).long(), torch.rand(1, 2), torch.zeros(1).long(), k=9
+                ),
+                "k is 9",
+            ),
+            (
+                lambda: DeepNeighbors({"a": torch.rand(3, 2)}, torch.zeros(3).long(), 2).credibility(
+                    {"a": torch.rand(1, 2)}, torch.zeros(1).long()
+                ),
+                "calibrate",
+            ),
+        ),
+    )

@@ -1,0 +1,58 @@
+"""Decision Transformer: reinforcement learning as sequence modelling, asked for a return."""
+
+from saigen.papers.rl.decision_transformer.agent import MLPBC, ConservativeQ, DTPolicy, evaluate
+from saigen.papers.rl.decision_transformer.environments import (
+    Cart,
+    GraphWalk,
+    KeyToDoor,
+    distances,
+    key_to_door_gymnasium,
+    random_graph,
+    random_success,
+    register,
+)
+from saigen.papers.rl.decision_transformer.model import (
+    DecisionTransformer,
+    DecisionTransformerAtari,
+    DTOutput,
+    action_loss,
+    atari_learning_rate,
+    decision_transformer_atari_breakout,
+    decision_transformer_atari_pong,
+    decision_transformer_atari_qbert,
+    decision_transformer_atari_seaquest,
+    decision_transformer_halfcheetah,
+    decision_transformer_hopper,
+    decision_transformer_reacher,
+    decision_transformer_walker2d,
+    parameter_groups,
+)
+
+__all__ = [
+    "MLPBC",
+    "Cart",
+    "ConservativeQ",
+    "DTOutput",
+    "DTPolicy",
+    "DecisionTransformer",
+    "DecisionTransformerAtari",
+    "GraphWalk",
+    "KeyToDoor",
+    "action_loss",
+    "atari_learning_rate",
+    "decision_transformer_atari_breakout",
+    "decision_transformer_atari_pong",
+    "decision_transformer_atari_qbert",
+    "decision_transformer_atari_seaquest",
+    "decision_transformer_halfcheetah",
+    "decision_transformer_hopper",
+    "decision_transformer_reacher",
+    "decision_transformer_walker2d",
+    "distances",
+    "evaluate",
+    "key_to_door_gymnasium",
+    "parameter_groups",
+    "random_graph",
+    "random_success",
+    "register",
+]

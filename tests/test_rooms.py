@@ -1,0 +1,62 @@
+"""Every room, in one sweep: the contract, the card bound to the code, the numbers without training, tiny runs."""
+
+from pathlib import Path
+
+import pytest
+
+from saigen import runner
+from saigen.cards import catalogue
+from saigen.runner import Options, plan
+from saigen.testing import number_problems, parametrize_with_checks, parity_problems, room_problems
+
+ROOT = Path(__file__).resolve().parent.parent
+SLUGS = [paper.slug for paper in catalogue.list_papers()]
+CLAIMS = [(paper.slug, claim.id) for paper in catalogue.list_papers() for claim in paper.card.claim]
+
+
+def test_no_card_is_broken():
+    assert catalogue.problems() == ()
+
+
+@parametrize_with_checks()
+def test_contract(check):
+    check()
+
+
+@pytest.mark.parametrize("slug", SLUGS)
+def test_the_card_is_bound_to_the_room(slug):
+    assert room_problems(slug) == []
+
+
+@pytest.mark.parametrize("slug", SLUGS)
+def test_the_numbers_of_the_card_come_out(slug):
+    assert number_problems(slug) == []
+
+
+@pytest.mark.parametrize("slug", SLUGS)
+def test_the_parity_tests_are_there(slug):
+    assert parity_problems(slug, ROOT) == []
+    assert catalogue.paper(slug).card.parity, "no [[parity]]: rung 2 is not reached"
+
+
+@pytest.mark.parametrize(("slug", "claim"), CLAIMS, ids=lambda value: value)
+def test_every_claim_runs_at_tiny_scale(slug, claim, store):
+    task = plan([catalogue.paper(slug)], Options(scale="tiny", jobs=1), [claim], seeds=[1000])[0]
+    measurement, log = runner.execute(task)
+    assert measurement is not None, log
+
+
+@pytest.mark.parametrize("slug", SLUGS)
+def test_a_digest_names_the_paper(slug):
+    from saigen.report.digest import lists
+
+    named = {entry.paper for found in lists().values() for section in found.section for entry in section.entry}
+    assert slug in named
+    for found in catalogue.paper(slug).card.digests:
+        assert found in lists(), f"{found} is no list"
+
+
+@pytest.mark.parametrize("slug", SLUGS)
+def test_published_evidence_can_be_judged(slug):
+    for result in runner.published(catalogue.paper(slug)):
+        assert result.verdict
