@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 from torch.utils._pytree import tree_iter
 from torch.utils.benchmark import Timer
+from torch.utils.flop_counter import flop_registry
 
 aten = torch.ops.aten
 

@@ -22,7 +22,7 @@ class SqueezeExcite(nn.Module):
 
     def __init__(self, channels: int, squeezed: int) -> None:
         super().__init__()
-        if not 1 <= squeezed:
+        if squeezed < 1:
             raise ValueError(f"squeezed is {squeezed}, allowed is at least 1")
         self.conv_reduce = nn.Conv2d(channels, squeezed, 1)
         self.conv_expand = nn.Conv2d(squeezed, channels, 1)

@@ -48,9 +48,9 @@ class Size:
 
 
 SMALL_STAGES = (
-    Stage(repeats=1, kernel=3, stride=1, expansion=1, channels=8),
-    Stage(repeats=2, kernel=3, stride=2, expansion=4, channels=12),
-    Stage(repeats=2, kernel=5, stride=2, expansion=4, channels=16),
+    Stage(repeats=1, kernel=3, stride=1, expansion=1, channels=12),
+    Stage(repeats=1, kernel=3, stride=2, expansion=4, channels=16),
+    Stage(repeats=1, kernel=5, stride=2, expansion=4, channels=24),
 )
 # B0 with a third of its channels, and strides for pictures of 16 to 32 pixels
 CIFAR_STAGES = tuple(
@@ -60,10 +60,10 @@ CIFAR_STAGES = tuple(
 # (depth, width, resolution) of each arm. In a small network rounding makes the paper's factors (4, 2, 2 and 1.4, 1.2,
 # 1.3) miss four times the base cost, so the scaled factor is moved until it fits, and for compound scaling all three.
 SMALL_ARMS = {
-    "depth": (4.5, 1.0, 16),
-    "width": (1.0, 2.2, 16),
-    "resolution": (1.0, 1.0, 32),
-    "compound": (1.4, 1.16, 21),
+    "depth": (5.0, 1.0, 24),
+    "width": (1.0, 2.1, 24),
+    "resolution": (1.0, 1.0, 48),
+    "compound": (1.4, 1.15, 31),
 }
 CIFAR_ARMS = {
     "depth": (3.5, 1.0, 16),
@@ -82,8 +82,8 @@ SMALL_LR = dict.fromkeys(("base", *ARMS), 1.5e-2)
 CIFAR_LR = dict.fromkeys(("base", *ARMS), 5e-3)
 FULL_LR = dict.fromkeys(("base", *ARMS), 0.256)
 SIZES = {
-    "tiny": Size(32, 16, SMALL_STAGES, 8, 2, 64, 2, 32, 32, 16, 1, SMALL_LR, SMALL_ARMS),
-    "laptop": Size(32, 16, SMALL_STAGES, 8, 2, 64, 2, 32_000, 2000, 32, 1, SMALL_LR, SMALL_ARMS),
+    "tiny": Size(48, 24, SMALL_STAGES, 12, 2, 64, 2, 32, 32, 16, 1, SMALL_LR, SMALL_ARMS),
+    "laptop": Size(48, 24, SMALL_STAGES, 12, 2, 64, 2, 20_000, 2000, 32, 1, SMALL_LR, SMALL_ARMS),
     "real": Size(32, 16, CIFAR_STAGES, 16, 1, 256, 4, 10_000, 5000, 64, 3, CIFAR_LR, CIFAR_ARMS, "images"),
     "full": Size(0, 224, B0_STAGES, 32, 2, 1280, 8, 0, 0, 4096, 350, FULL_LR, FULL_ARMS, "files"),
 }
