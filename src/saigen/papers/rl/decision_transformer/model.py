@@ -38,7 +38,8 @@ class DecisionTransformer(nn.Module):
     the action from the token of s_t.
 
     ``discrete``: actions are whole numbers, embedded by a table, and ``actions`` are logits (no tanh).
-    ``conditioned=False`` leaves the return tokens out: behaviour cloning with the same network.
+    ``conditioned=False`` leaves the return tokens out: behaviour cloning with the same network; its ``returns``, trained
+    on the returns-to-go, make the critic of section 5.5.
     ``context_length`` (K) is how many steps an agent shows the model; the weights do not depend on it.
     ``dropout`` falls on the embeddings, the attention weights and the residual branches.
 
