@@ -16,6 +16,7 @@ from saigen.cards import catalogue
 from saigen.cards.catalogue import Paper
 from saigen.cards.glossary import LABELS, RUNGS
 from saigen.cards.schema import Claim
+from saigen.claims import evidence
 from saigen.files import replacing
 from saigen.report import figures
 from saigen.report.numbers import duration, measured, number, reported
@@ -167,8 +168,21 @@ def _claim(paper: Paper, claim: Claim, standing: Standing) -> dict[str, Any]:
     return {
         "claim": claim,
         "shown": shown,
-        "missing": [s for s in claim.scales if s != "tiny" and s not in {r.scale for r in results}],
+        "missing": [s for s in claim.scales if s != "tiny" and s not in {r.scale for _, r in results}],
     }
+
+
+def _local(paper: Paper, claim: Claim) -> list[ClaimResult]:
+    """The reader's own fresh runs of a claim; they stand beside the published ones, never in their place."""
+    code = evidence.code_digest(paper)
+    published = {(m.claim, m.scale, m.seed, m.created) for m in evidence.read_evidence(paper.evidence_path)}
+    own = [
+        m
+        for m in evidence.Store().measurements(paper.slug)
+        if evidence.is_fresh(m, paper, code) and (m.claim, m.scale, m.seed, m.created) not in published
+    ]
+    results = [runner.judge(paper, claim, scale, own) for scale in SCALES]
+    return [result for result in results if result.measurements]
 
 
 def _arms(claim: Claim, result: ClaimResult) -> list[tuple[str, list[str]]]:
