@@ -627,8 +627,10 @@ def bench(
     """
     from saigen import bench as benching
     from saigen.files import write_text
+    from saigen.testing.peers import tolerate_missing_torchvision_operators
 
     chosen = _chosen(papers, everything=not papers and not domain, domain=domain)
+    tolerate_missing_torchvision_operators()
     rows = []
     for paper, benchmark in benching.benchmarks(chosen):
         row = benching.measure(paper, benchmark, rounds=rounds)

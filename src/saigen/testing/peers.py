@@ -8,7 +8,8 @@ from typing import Any
 
 
 @functools.cache
-def _tolerate_missing_torchvision_operators() -> None:
+def tolerate_missing_torchvision_operators() -> None:
+    """Lets torchvision, and with it timm and transformers' image models, be imported beside any build of torch."""
     # torchvision's wheel cannot register its compiled operators on a CPU-only torch of another build; it is fake
     # kernels for those operators that make its import fail, and no peer here calls them.
     import torch
@@ -27,5 +28,5 @@ def import_peer(name: str) -> ModuleType:
     """Imports the peer package ``name``; raises ``ImportError`` where it is not installed."""
     if importlib.util.find_spec(name.partition(".")[0]) is None:
         raise ImportError(f"{name} is not installed: pip install 'saigen[peers]'")
-    _tolerate_missing_torchvision_operators()
+    tolerate_missing_torchvision_operators()
     return importlib.import_module(name)

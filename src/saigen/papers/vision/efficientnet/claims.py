@@ -77,7 +77,7 @@ FULL_ARMS = {
     "resolution": (1.0, 1.0, 448),
     "compound": (1.4, 1.2, 291),
 }
-# chosen on pilot seeds, arm by arm
+# one rate for all arms of a scale
 SMALL_LR = dict.fromkeys(("base", *ARMS), 1.5e-2)
 CIFAR_LR = dict.fromkeys(("base", *ARMS), 5e-3)
 FULL_LR = dict.fromkeys(("base", *ARMS), 0.256)
