@@ -81,6 +81,7 @@ def test_carried_over_where_tiny_is_bit_equal(plugin):
     carried = evidence.carry_over(plugin, old, [now])
     assert [m.carried_from for m in carried if m.scale == "laptop"] == [("0" * 64,)] * 5
     assert all(evidence.is_fresh(m, plugin) for m in carried)
+    assert evidence.carry_over(plugin, [*old, *carried], [now]) == [], "what was carried is not carried again"
 
 
 @pytest.mark.parametrize(

@@ -367,8 +367,10 @@ def carry_over(paper: Paper, published: Sequence[Measurement], tiny: Sequence[Me
             continue
         for scale in ("laptop", "real", "full"):
             judged = [m for m in published if m.card == claim_digest(claim)]
+            if any(m.code == code and (m.claim, m.scale) == (claim.id, scale) for m in judged):
+                continue
             chosen = chosen_set(judged, claim, scale)
-            if not chosen or chosen[0].code == code:
+            if not chosen:
                 continue
             old = chosen[0].code
             then = next(
