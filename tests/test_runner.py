@@ -91,6 +91,8 @@ def test_sigkill_keeps_what_was_finished_and_the_rest_is_as_in_an_unbroken_run(p
 def test_ctrl_c_says_that_nothing_is_lost(plugin, store):
     running = subprocess.Popen(
         [sys.executable, "-m", "saigen", "run", SLUG, "--jobs", "1"],
+        # A test run started in the background has SIGINT ignored, and children would inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         env=os.environ | {"HELLO_SECONDS": "1.5"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     deadline = time.time() + 150

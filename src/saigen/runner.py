@@ -228,23 +228,22 @@ def execute(task: Task) -> tuple[Measurement | None, str | None]:
         return None, traceback.format_exc()
     finally:
         torch.set_num_threads(threads)
-    return (
-        Measurement(
-            paper=task.paper,
-            claim=task.claim,
-            scale=task.scale,
-            seed=task.seed,
-            values=values,
-            seconds=round(time.perf_counter() - started, 3),
-            code=task.code,
-            card=task.card,
-            setting=_plain(setting),
-            data=dict(trial.used_data),
-            environment=evidence.environment(task.device, task.threads),
-            created=datetime.datetime.now(datetime.UTC).replace(microsecond=0),
-        ),
-        None,
+    measurement = Measurement(
+        paper=task.paper,
+        claim=task.claim,
+        scale=task.scale,
+        seed=task.seed,
+        values=values,
+        seconds=round(time.perf_counter() - started, 3),
+        code=task.code,
+        card=task.card,
+        setting=_plain(setting),
+        data=dict(trial.used_data),
+        environment=evidence.environment(task.device, task.threads),
+        created=datetime.datetime.now(datetime.UTC).replace(microsecond=0),
     )
+    # As it will be read back, so that a fresh and a kept measurement print alike.
+    return Measurement.model_validate_json(measurement.line()), None
 
 
 def _plain(value: Any) -> Any:
