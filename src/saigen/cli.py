@@ -533,17 +533,20 @@ def publish(
         local = store.measurements(entry.slug)
         before = evidence.read_evidence(entry.evidence_path)
         tiny = [m for m in local if m.scale == "tiny"]
-        new = evidence.carry_over(entry, before, tiny)
-        carried = len(new)
+        # What was measured with today's code comes first; only what was not is carried over.
         try:
-            known = {(m.set_key, m.seed) for m in new}
-            new += [m for m in evidence.merge(entry, local) if (m.set_key, m.seed) not in known]
-        except EvidenceError:
-            if not everything and not new:
-                raise
+            new, refused = evidence.merge(entry, local), None
+        except EvidenceError as error:
+            new, refused = [], error
+        carried = evidence.carry_over(entry, [*before, *new], tiny)
+        if refused is not None and not carried and not everything:
+            raise refused
+        known = {(m.set_key, m.seed) for m in new}
+        carried = [m for m in carried if (m.set_key, m.seed) not in known]
+        new += carried
         if new:
             evidence.append(entry.evidence_path, new)
-        typer.echo(f"{entry.slug}: {len(new) - carried} measurements published, {carried} carried over")
+        typer.echo(f"{entry.slug}: {len(new) - len(carried)} measurements published, {len(carried)} carried over")
 
 
 def _refuse_uncommitted(paper: Paper) -> None:
