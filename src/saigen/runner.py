@@ -12,18 +12,18 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from saigen.cards import catalogue
 from saigen.cards.catalogue import Paper, nearest
-from saigen.cards.schema import Claim
+from saigen.cards.schema import Claim, Scale
 from saigen.claims import evidence
 from saigen.claims.evidence import Measurement, Store
+from saigen.claims.verdict import MOST_SEEDS
+from saigen.claims.verdict import SEEDS as FIRST_LOOK
 from saigen.files import write_text
 
-SCALES = ("tiny", "laptop", "real", "full")
-FIRST_LOOK = 5
-MOST_SEEDS = 20
+SCALES = get_args(Scale)
 ONE_THREAD_SCALES = ("tiny", "laptop")
 BACKENDS = ("loky", "ray", "dask")
 
@@ -122,7 +122,10 @@ def plan(
             where = papers[0].slug if len(papers) == 1 else "these papers"
             raise ValueError(f"{where} has no claim {name!r}{nearest(name, known)}: the claims are {', '.join(known)}")
     tasks = []
+    data = None if options.data is None else str(options.data.resolve())
     data_key = _data_key(options.data)
+    threads = 1 if options.scale in ONE_THREAD_SCALES else max(1, (os.cpu_count() or 1) // (options.jobs or 1))
+    machine = evidence.machine_kind(evidence.environment(options.device, threads))
     for paper in papers:
         code = evidence.code_digest(paper)
         for claim in paper.card.claim:
@@ -134,16 +137,13 @@ def plan(
                         f"{paper.slug} {claim.id} has no experiment at scale {options.scale!r}: it has {', '.join(claim.scales)}"
                     )
                 continue
-            threads = 1 if options.scale in ONE_THREAD_SCALES else max(1, (os.cpu_count() or 1) // (options.jobs or 1))
             card = evidence.claim_digest(claim)
             wanted = seeds if seeds is not None else range(options.seeds)
             if seeds is None and evidence.enough_seeds(claim, 1):
                 wanted = range(1)
+            key = evidence.digest(repr((code, card, options.device, data_key, machine, threads)))
             for seed in wanted:
-                machine = evidence.machine_kind(evidence.environment(options.device, threads))
-                key = evidence.digest(repr((code, card, options.device, data_key, machine, threads)))
                 path = store.path(paper.slug, claim.id, options.scale, seed, key)
-                data = None if options.data is None else str(options.data.resolve())
                 tasks.append(
                     Task(
                         paper.slug,
