@@ -99,7 +99,7 @@ def joint_scaling_beats_single(trial: Trial) -> dict[str, float]:
             with trial.seeded("weights"):
                 model = build(size, depth, width, classes, channels)
             model = model.to(memory_format=torch.channels_last)
-            fit(
+            history = fit(
                 model,
                 lambda model, x, y: F.cross_entropy(model(x), y, label_smoothing=0.1),
                 (shrink(train.x, resolution), train.y),
@@ -113,8 +113,9 @@ def joint_scaling_beats_single(trial: Trial) -> dict[str, float]:
                 checkpoint=trial.checkpoint(f"{arm}_{rate}"),
                 device=trial.device,
             )
-            tried.append((accuracy(model, shrink(held_out.x, resolution), held_out.y), rate, model))
-        _, values[f"{arm}_rate"], model = max(tried, key=lambda entry: entry[:2])
+            chosen_by = accuracy(model, shrink(held_out.x, resolution), held_out.y)
+            tried.append((chosen_by, rate, history.losses[-1], model))
+        _, values[f"{arm}_rate"], values[f"{arm}_loss"], model = max(tried, key=lambda entry: entry[:2])
         values[arm] = accuracy(model, shrink(test.x, resolution), test.y)
     return _gaps(values)
 
