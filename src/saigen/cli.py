@@ -620,13 +620,13 @@ def digest(
 def bench(
     papers: Papers = None,
     domain: Annotated[str | None, typer.Option(help="Every paper of a domain.")] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Pairs of measurements a benchmark.")] = 7,
+    rounds: Annotated[int, typer.Option(min=2, help="Pairs of measurements a benchmark.")] = 7,
     markdown: Annotated[Path | None, typer.Option(help="Also write the table to this Markdown file.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Time each component against its best public peer, alternating in one process on this machine.
 
-    peer / ours above 1 means ours is faster. Peers come with `pip install 'saigen[peers]'`.
+    peer / ours above 1 means ours is faster; with its 95 % interval over the rounds. Peers come with `pip install 'saigen[peers]'`.
     """
     from saigen import bench as benching
     from saigen.files import write_text
@@ -638,7 +638,7 @@ def bench(
     for paper, benchmark in benching.benchmarks(chosen):
         row = benching.measure(paper, benchmark, rounds=rounds)
         rows.append(row)
-        _err().print(f"{row.paper} {row.name}: {row.missing or f'{row.ratio:.2f}'}", markup=False, soft_wrap=True)
+        _err().print(f"{row.paper} {row.name}: {row}", markup=False, soft_wrap=True)
     if not rows:
         raise ValueError("none of these papers has a benchmark")
     if as_json:
@@ -647,9 +647,9 @@ def bench(
         table = _table("paper", "benchmark", "ours", "peer", "peer / ours")
         for row in rows:
             times = (
-                ("-", "-", row.missing)
+                ("-", "-", str(row))
                 if row.missing
-                else (f"{row.ours * 1e3:.2f} ms", f"{row.peer * 1e3:.2f} ms", f"{row.ratio:.2f}")
+                else (f"{row.ours * 1e3:.2f} ms", f"{row.peer * 1e3:.2f} ms", str(row))
             )
             table.add_row(row.paper, row.name, *times)
         _out().print(table)
