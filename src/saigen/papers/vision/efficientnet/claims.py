@@ -21,7 +21,7 @@ from saigen.measure import macs, parameters, speed_ratio
 from saigen.nn.resnet import resnet152
 from saigen.papers.vision.efficientnet.model import B0_STAGES, EfficientNet, Stage, efficientnet_b1, efficientnet_b7
 from saigen.papers.vision.efficientnet.optimizer import RMSpropTF
-from saigen.train import EMA, accuracy, cosine, fit, predict
+from saigen.train import EMA, accuracy, cosine, fit, fit_best, predict
 from saigen.trial import Trial
 
 
@@ -92,31 +92,28 @@ def joint_scaling_beats_single(trial: Trial) -> dict[str, float]:
     train, held_out, test = _scenes(trial, size) if size.images == "scenes" else _own(trial, size)
     channels, classes = train.x.shape[1], len(train.classes)
     values = _costs(size, channels)
-    for done, (arm, (depth, width, resolution)) in enumerate(size.arms.items()):
-        tried = []
-        for rate in size.rates:
-            trial.progress(done * len(size.rates) + len(tried), len(size.arms) * len(size.rates), arm)
-            with trial.seeded("weights"):
-                model = build(size, depth, width, classes, channels)
-            model = model.to(memory_format=torch.channels_last)
-            history = fit(
-                model,
-                lambda model, x, y: F.cross_entropy(model(x), y, label_smoothing=0.1),
-                (shrink(train.x, resolution), train.y),
-                optimizer=torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01),
-                epochs=size.epochs,
-                batch_size=size.batch,
-                seed=trial.seed,
-                schedule=cosine(warmup=20),
-                transform=partial(_flip_and_shift, flip=size.images == "images"),
-                clip=1.0,
-                checkpoint=trial.checkpoint(f"{arm}_{rate}"),
-                device=trial.device,
-            )
-            chosen_by = accuracy(model, shrink(held_out.x, resolution), held_out.y)
-            tried.append((chosen_by, rate, history.losses[-1], model))
-        _, values[f"{arm}_rate"], values[f"{arm}_loss"], model = max(tried, key=lambda entry: entry[:2])
-        values[arm] = accuracy(model, shrink(test.x, resolution), test.y)
+    for arm, (depth, width, resolution) in size.arms.items():
+        with trial.seeded("weights"):
+            start = build(size, depth, width, classes, channels)
+        best = fit_best(
+            start.to(memory_format=torch.channels_last),
+            lambda model, x, y: F.cross_entropy(model(x), y, label_smoothing=0.1),
+            (shrink(train.x, resolution), train.y),
+            rates=size.rates,
+            optimizer=lambda parameters, rate: torch.optim.AdamW(parameters, lr=rate, weight_decay=0.01),
+            held_out=(shrink(held_out.x, resolution), held_out.y),
+            epochs=size.epochs,
+            batch_size=size.batch,
+            seed=trial.seed,
+            schedule=cosine(warmup=20),
+            transform=partial(_flip_and_shift, flip=size.images == "images"),
+            clip=1.0,
+            checkpoint=lambda rate, arm=arm: trial.checkpoint(f"{arm}_{rate}"),
+            device=trial.device,
+            on_step=lambda step, total, _, arm=arm: trial.progress(step, total, arm),
+        )
+        values[f"{arm}_rate"], values[f"{arm}_loss"] = best.rate, best.history.losses[-1]
+        values[arm] = accuracy(best.model, shrink(test.x, resolution), test.y)
     return _gaps(values)
 
 
@@ -180,9 +177,8 @@ def _own(trial: Trial, size: Size) -> tuple[Images, ...]:
     held_out = min(size.held_out, len(images["train"]) // 10)
     counts = (min(size.train, len(images["train"]) - held_out), held_out)
     train, held_out = split(images["train"].y, counts, trial.rng("train"))
-    (test,) = split(images["test"].y, (min(size.test, len(images["test"])),), trial.rng("test"))
-    parts = [images["train"].subset(train), images["train"].subset(held_out), images["test"].subset(test)]
-    parts = [part.float() for part in parts]
+    parts = [images["train"].subset(train), images["train"].subset(held_out)]
+    parts = [part.float() for part in (*parts, images["test"].sample(size.test, trial.rng("test")))]
     mean, std = parts[0].x.mean((0, 2, 3), keepdim=True), parts[0].x.std((0, 2, 3), keepdim=True)
     return tuple(Images((p.x - mean) / std, p.y, p.classes, p.name, p.fingerprint) for p in parts)
 
