@@ -130,7 +130,6 @@ def _compare(trial: Trial, task: str, data: tuple[Tensor, ...], classes: int) ->
         )
         values[f"{task}_{arm}_rate"] = best.rate
         values[f"{task}_{arm}"] = accuracy(best.model, standardised(test_x), test_y)
-        values[f"{task}_{arm}_loss"] = best.history.losses[-1]
         values[f"{task}_{arm}_parameters"] = float(parameters(best.model))
     values[f"{task}_drop"] = values[f"{task}_resnet"] - values[f"{task}_rednet"]
     return values
