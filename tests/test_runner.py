@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -32,8 +33,8 @@ def numbers(document: str) -> list:
 
 def test_the_same_seed_gives_the_same_numbers_and_others_differ(plugin, store):
     tasks = plan([plugin], Options(jobs=1))
-    first = [runner.execute(task)[0].values for task in tasks]
-    assert first == [runner.execute(task)[0].values for task in tasks]
+    first = [runner.execute(task).measurement.values for task in tasks]
+    assert first == [runner.execute(task).measurement.values for task in tasks]
     assert len({str(values) for values in first}) == 5
 
 
@@ -114,6 +115,32 @@ def test_a_claim_that_raises_is_recorded_and_the_rest_go_on(plugin, store):
     assert list(store.rglob("*.failed.txt"))
     assert command("run", SLUG).returncode == 0
     assert not list(store.rglob("*.failed.txt"))
+
+
+@pytest.fixture(params=["local", "torchrun", "cluster"])
+def backend(request, monkeypatch):
+    """The options of each way a trial's outcome comes back, with nothing of a cluster but its protocol."""
+    if request.param == "torchrun":
+        monkeypatch.setenv("WORLD_SIZE", "2")
+    if request.param != "cluster":
+        return Options(jobs=1, seeds=1)
+    import joblib
+
+    configured = joblib.parallel_config
+    monkeypatch.setitem(sys.modules, "distributed", SimpleNamespace(get_client=lambda: None))
+    monkeypatch.setattr(joblib, "parallel_config", lambda backend: configured(backend="sequential"))
+    return Options(jobs=1, seeds=1, backend="dask")
+
+
+def test_a_success_clears_the_log_of_an_older_failure(plugin, store, monkeypatch, backend):
+    task = plan([plugin], backend)[0]
+    monkeypatch.setenv("HELLO_FAIL", "0")
+    assert run_tasks([task], backend)[0].failed
+    assert "told to fail" in evidence.Store().failure_path(task.path).read_text()
+    task.scratch.mkdir()
+    monkeypatch.delenv("HELLO_FAIL")
+    assert not run_tasks([task], backend)[0].failed
+    assert [path.name for path in task.path.parent.iterdir()] == [task.path.name]
 
 
 def test_a_value_that_is_not_finite_counts_as_the_worst(plugin, store):

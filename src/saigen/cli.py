@@ -279,12 +279,13 @@ def run(
         print(_document(results, failures))
     else:
         _print_results(chosen, results, lang)
+    store = runner.Store()
     for outcome in failures:
         place = f"{outcome.task.paper} {outcome.task.claim} seed {outcome.task.seed}"
         if outcome.measurement is None:
             last = (outcome.log or "").strip().splitlines()[-1]
             _err().print(
-                f"[red]failed:[/] {place}: {escape(last)} (log: {outcome.task.path.with_suffix('.failed.txt')})",
+                f"[red]failed:[/] {place}: {escape(last)} (log: {store.failure_path(outcome.task.path)})",
                 soft_wrap=True,
             )
         else:

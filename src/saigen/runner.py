@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -44,6 +45,11 @@ class Task:
     path: Path
     code: str
     card: str
+
+    @property
+    def scratch(self) -> Path:
+        """The folder for checkpoints of long arms, beside where the measurement will lie."""
+        return self.path.parent / f"{self.path.stem}.scratch"
 
 
 @dataclass(frozen=True)
@@ -197,8 +203,8 @@ def forecast(tasks: Sequence[Task], jobs: int, papers: Sequence[Paper]) -> float
     return start + parallel / max(1, min(jobs, len(tasks) or 1)) + alone
 
 
-def execute(task: Task) -> tuple[Measurement | None, str | None]:
-    """Runs one trial in this process and returns its measurement, or the log of its failure."""
+def execute(task: Task) -> Outcome:
+    """Runs one trial in this process: its measurement, or the log of its failure. Keeps neither."""
     import torch
 
     from saigen.trial import Trial
@@ -214,7 +220,7 @@ def execute(task: Task) -> tuple[Measurement | None, str | None]:
             scale=task.scale,
             device=torch.device(task.device),
             data_path=None if task.data is None else Path(task.data),
-            scratch=None if task.scale in ONE_THREAD_SCALES else task.path.parent / f"{task.path.stem}.scratch",
+            scratch=None if task.scale in ONE_THREAD_SCALES else task.scratch,
         )
         returned = getattr(module, task.claim)(trial)
         values = {name: float(value) if math.isfinite(value) else None for name, value in sorted(returned.items())}
@@ -225,7 +231,7 @@ def execute(task: Task) -> tuple[Measurement | None, str | None]:
                 raise KeyError(f"the claim function returned no {', '.join(missing)}")
         setting = dataclasses.asdict(module.SIZES[task.scale])
     except Exception:
-        return None, traceback.format_exc()
+        return Outcome(task, None, traceback.format_exc())
     finally:
         torch.set_num_threads(threads)
     measurement = Measurement(
@@ -243,7 +249,7 @@ def execute(task: Task) -> tuple[Measurement | None, str | None]:
         created=datetime.datetime.now(datetime.UTC).replace(microsecond=0),
     )
     # As it will be read back, so that a fresh and a kept measurement print alike.
-    return Measurement.model_validate_json(measurement.line()), None
+    return Outcome(task, Measurement.model_validate_json(measurement.line()))
 
 
 def _plain(value: Any) -> Any:
@@ -251,37 +257,30 @@ def _plain(value: Any) -> Any:
     return json.loads(json.dumps(value, default=str))
 
 
+def keep(outcome: Outcome, store: Store) -> Outcome:
+    """Stores what a task gave, wherever it ran: its measurement, in place of an older failure's log, or that log."""
+    task = outcome.task
+    if outcome.measurement is None:
+        store.write_failure(task.path, outcome.log or "")
+    else:
+        store.write(task.path, outcome.measurement)
+        store.clear_failure(task.path)
+        shutil.rmtree(task.scratch, ignore_errors=True)
+    return outcome
+
+
 def work(task: Task) -> Outcome:
-    """Runs a task and keeps its measurement; one that another process is running is waited for, not run twice."""
+    """Runs a task and keeps its outcome; one that another process is running is waited for, not run twice."""
     import filelock
 
     store = Store()
     task.path.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(f"{task.path}.lock"):
         found = store.read(task.path)
-        if found is not None:
-            return Outcome(task, found, reused=True)
-        measurement, log = execute(task)
-        if measurement is None:
-            store.write_failure(task.path, log or "")
-        else:
-            store.write(task.path, measurement)
-            task.path.with_suffix(".failed.txt").unlink(missing_ok=True)
-            _remove_scratch(task)
+        outcome = keep(execute(task), store) if found is None else Outcome(task, found, reused=True)
     with contextlib.suppress(OSError):
         os.unlink(f"{task.path}.lock")
-    return Outcome(task, measurement, log)
-
-
-def _remove_scratch(task: Task) -> None:
-    import shutil
-
-    shutil.rmtree(task.path.parent / f"{task.path.stem}.scratch", ignore_errors=True)
-
-
-def _remote(task: Task) -> tuple[Task, Measurement | None, str | None]:
-    # On another machine the store is not ours to write: the measurement travels back.
-    return (task, *execute(task))
+    return outcome
 
 
 def run_tasks(
@@ -360,28 +359,21 @@ def _on_cluster(tasks: Sequence[Task], options: Options) -> Iterator[Outcome]:
     for start in range(0, len(tasks), width):
         batch = tasks[start : start + width]
         with joblib.parallel_config(backend=options.backend):
-            results = joblib.Parallel(n_jobs=options.jobs or -1)(joblib.delayed(_remote)(task) for task in batch)
-        for task, measurement, log in results:
-            if measurement is None:
-                store.write_failure(task.path, log or "")
-            else:
-                store.write(task.path, measurement)
-            yield Outcome(task, measurement, log)
+            # On another machine the store is not ours to write: the outcomes travel back.
+            results = joblib.Parallel(n_jobs=options.jobs or -1)(joblib.delayed(execute)(task) for task in batch)
+        yield from (keep(outcome, store) for outcome in results)
 
 
 def _work_distributed(task: Task) -> Outcome:
     """Under ``torchrun``: every process runs the same trial, rank 0 writes."""
     import torch.distributed
 
-    measurement, log = execute(task)
+    outcome = execute(task)
     if rank() == 0:
-        if measurement is None:
-            Store().write_failure(task.path, log or "")
-        else:
-            Store().write(task.path, measurement)
+        keep(outcome, Store())
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
-    return Outcome(task, measurement, log)
+    return outcome
 
 
 def _world_size() -> int:
