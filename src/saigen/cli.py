@@ -248,14 +248,18 @@ def run(
     device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps.")] = "cpu",
     data: Annotated[Path | None, typer.Option(help="Your own data, for the scales real and full.")] = None,
     backend: Annotated[str, typer.Option(help="Who spreads the trials: loky (this machine), ray, dask.")] = "loky",
-    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 unless every claim is reproduced.")] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit with 1 unless every claim that was run is reproduced.")
+    ] = False,
     as_json: AsJson = False,
     lang: Lang = "en",
 ) -> None:
     """Re-measure the claims of papers and judge them beside what the papers report.
 
     What was measured before and is still fresh is not run again, so after Ctrl-C, a crash or a power cut the same
-    command goes on where it was.
+    command goes on where it was. A claim that does not apply to --data is left out, with the reason.
+
+    Exit code: 0 when it ran, whatever the verdicts; 1 when a claim failed; 2 for wrong use.
     """
     from saigen import runner
 
@@ -275,10 +279,16 @@ def run(
     if runner.rank() != 0:
         return
     failures = [outcome for outcome in outcomes if outcome.failed]
+    measured_here = [result for result in results if result.unfit is None]
     if as_json:
         print(_document(results, failures))
-    else:
-        _print_results(chosen, results, lang)
+    elif measured_here:
+        _print_results(chosen, measured_here, lang)
+    runner.check_some_fit(results, options)
+    for result in results:
+        if result.unfit is not None:
+            why = f"does not apply to this data: {result.unfit}" if data is not None else result.unfit
+            _err().print(f"[yellow]left out:[/] {result.paper} {result.claim} {escape(why)}", soft_wrap=True)
     store = runner.Store()
     for outcome in failures:
         place = f"{outcome.task.paper} {outcome.task.claim} seed {outcome.task.seed}"
@@ -293,7 +303,7 @@ def run(
                 f"[red]not finite:[/] {place}: {', '.join(n for n, v in outcome.measurement.values.items() if v is None)}",
                 soft_wrap=True,
             )
-    if failures or (strict and any(result.verdict != "reproduced" for result in results)):
+    if failures or (strict and any(result.verdict != "reproduced" for result in measured_here)):
         raise typer.Exit(1)
 
 
@@ -359,7 +369,10 @@ def _run_with_progress(tasks: Sequence[Any], options: Any, papers: Sequence[Pape
 
 def _told(outcome: Any) -> str:
     task = outcome.task
-    end = f"{outcome.measurement.seconds:.1f} s" if outcome.measurement is not None else "failed"
+    if outcome.measurement is not None:
+        end = f"{outcome.measurement.seconds:.1f} s"
+    else:
+        end = "failed" if outcome.failed else "left out"
     return f"{task.paper} {task.claim} {task.scale} seed {task.seed}: {end}"
 
 
@@ -393,7 +406,10 @@ def _settle(papers: Sequence[Paper], options: Any, claims: Sequence[str], outcom
 def _document(results: Sequence[Any], failures: Sequence[Any]) -> str:
     """Sorted by paper, claim and seed; no forecasts, so that the same runs give the same document."""
     entries = []
-    for result in sorted(results, key=lambda r: (r.paper, r.claim)):
+    results = sorted(results, key=lambda r: (r.paper, r.claim))
+    for result in results:
+        if result.unfit is not None:
+            continue
         entries.append(
             {
                 "paper": result.paper,
@@ -417,7 +433,13 @@ def _document(results: Sequence[Any], failures: Sequence[Any]) -> str:
         {"paper": o.task.paper, "claim": o.task.claim, "scale": o.task.scale, "seed": o.task.seed, "log": o.log}
         for o in sorted(failures, key=lambda o: (o.task.paper, o.task.claim, o.task.seed))
     ]
-    return json.dumps({"results": entries, "failed": failed}, ensure_ascii=False, indent=1, allow_nan=False)
+    unfit = [
+        {"paper": r.paper, "claim": r.claim, "scale": r.scale, "reason": r.unfit}
+        for r in results
+        if r.unfit is not None
+    ]
+    document = {"results": entries, "does_not_apply": unfit, "failed": failed}
+    return json.dumps(document, ensure_ascii=False, indent=1, allow_nan=False)
 
 
 def _finite(value: float) -> float | None:

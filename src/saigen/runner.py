@@ -54,17 +54,24 @@ class Task:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a task: a measurement, or the log of its failure; ``reused`` where it lay there already."""
+    """What became of a task: a measurement, or the log of its failure; ``reused`` where it lay there already.
+
+    ``unfit`` is the sentence of a claim that asked for the user's data and could not take it: nothing was measured, and
+    nothing is wrong with the claim.
+    """
 
     task: Task
     measurement: Measurement | None
     log: str | None = None
     reused: bool = False
+    unfit: str | None = None
 
     @property
     def failed(self) -> bool:
         """True where the claim raised, or gave a value that is not finite."""
-        return self.measurement is None or any(value is None for value in self.measurement.values.values())
+        if self.measurement is None:
+            return self.unfit is None
+        return any(value is None for value in self.measurement.values.values())
 
 
 @dataclass(frozen=True)
@@ -207,15 +214,14 @@ def execute(task: Task) -> Outcome:
     """Runs one trial in this process: its measurement, or the log of its failure. Keeps neither."""
     import torch
 
-    from saigen.trial import Trial
-
     threads = torch.get_num_threads()
     torch.set_num_threads(task.threads)
     started = time.perf_counter()
+    trial = None
     try:
         paper = catalogue.paper(task.paper)
         module = paper.module("claims")
-        trial = Trial(
+        trial = _asking_trial(
             seed=task.seed,
             scale=task.scale,
             device=torch.device(task.device),
@@ -230,8 +236,9 @@ def execute(task: Task) -> Outcome:
             if missing:
                 raise KeyError(f"the claim function returned no {', '.join(missing)}")
         setting = dataclasses.asdict(module.SIZES[task.scale])
-    except Exception:
-        return Outcome(task, None, traceback.format_exc())
+    except Exception as error:
+        asked = isinstance(error, ValueError) and trial is not None and trial.asking
+        return Outcome(task, None, traceback.format_exc(), unfit=" ".join(str(error).split()) if asked else None)
     finally:
         torch.set_num_threads(threads)
     measurement = Measurement(
@@ -252,6 +259,28 @@ def execute(task: Task) -> Outcome:
     return Outcome(task, Measurement.model_validate_json(measurement.line()))
 
 
+def _asking_trial(**given: Any) -> Any:
+    """A trial that knows whether its claim has asked for the user's data and has not noted them as used.
+
+    A ``ValueError`` in between says that the data are not what the claim takes; any later one is the claim's own.
+    """
+    from saigen.trial import Trial
+
+    class AskingTrial(Trial):
+        asking = False
+
+        def __getattribute__(self, name: str) -> Any:
+            if name == "data_path":
+                self.asking = True
+            return super().__getattribute__(name)
+
+        def used(self, name: str, fingerprint: str) -> None:
+            super().used(name, fingerprint)
+            self.asking = False
+
+    return AskingTrial(**given)
+
+
 def _plain(value: Any) -> Any:
     """What JSON gives back: tuples as lists, keys as text."""
     return json.loads(json.dumps(value, default=str))
@@ -260,12 +289,13 @@ def _plain(value: Any) -> Any:
 def keep(outcome: Outcome, store: Store) -> Outcome:
     """Stores what a task gave, wherever it ran: its measurement, in place of an older failure's log, or that log."""
     task = outcome.task
-    if outcome.measurement is None:
+    if outcome.failed and outcome.measurement is None:
         store.write_failure(task.path, outcome.log or "")
-    else:
+        return outcome
+    if outcome.measurement is not None:
         store.write(task.path, outcome.measurement)
-        store.clear_failure(task.path)
         shutil.rmtree(task.scratch, ignore_errors=True)
+    store.clear_failure(task.path)
     return outcome
 
 
@@ -312,6 +342,13 @@ def run_tasks(
             done(outcome)
         for task in alone:
             done(work(task))
+    # Data that some seeds could be measured on fit the claim: what stopped the others is a failure.
+    fitting = {(o.task.paper, o.task.claim) for o in outcomes.values() if o.unfit is None}
+    for task, outcome in outcomes.items():
+        if outcome.unfit is not None and (task.paper, task.claim) in fitting:
+            outcomes[task] = dataclasses.replace(outcome, unfit=None)
+            if rank() == 0:
+                keep(outcomes[task], store)
     return [outcomes[task] for task in tasks]
 
 
@@ -395,7 +432,10 @@ def default_jobs(scale: str) -> int:
 
 @dataclass(frozen=True)
 class ClaimResult:
-    """A claim at a scale: its verdict, each quantity judged, and the measurements behind them."""
+    """A claim at a scale: its verdict, each quantity judged, and the measurements behind them.
+
+    ``unfit`` says why it does not apply to the data that were given; its verdict is then ``not run``.
+    """
 
     paper: str
     claim: str
@@ -404,6 +444,7 @@ class ClaimResult:
     quantities: tuple[Any, ...]
     measurements: tuple[Measurement, ...]
     fresh: bool = True
+    unfit: str | None = None
 
     @property
     def seeds(self) -> int:
@@ -557,6 +598,9 @@ def run(
 ) -> list[ClaimResult]:
     """Measures the claims of ``papers`` and judges them; what was measured before and is still fresh is not run again.
 
+    A claim that does not apply to ``data`` has the reason as its result's ``unfit``. Raises ``ValueError`` for wrong
+    arguments, and where no claim applies.
+
     >>> results = run("confident_learning", scale="tiny", seeds=1)  # doctest: +SKIP
     """
     slugs = [papers] if isinstance(papers, str) else list(papers)
@@ -564,7 +608,9 @@ def run(
     options = Options(scale, seeds, jobs, device, None if data is None else Path(data), backend)
     check_options(options)
     tasks = plan(chosen, options, claims)
-    return results_of(chosen, run_tasks(tasks, options))
+    results = results_of(chosen, run_tasks(tasks, options))
+    check_some_fit(results, options)
+    return results
 
 
 def results_of(papers: Sequence[Paper], outcomes: Sequence[Outcome]) -> list[ClaimResult]:
@@ -575,5 +621,24 @@ def results_of(papers: Sequence[Paper], outcomes: Sequence[Outcome]) -> list[Cla
             own = [o for o in outcomes if o.task.paper == paper.slug and o.task.claim == claim.id]
             if own:
                 measured = [o.measurement for o in own if o.measurement is not None]
-                results.append(judge(paper, claim, own[0].task.scale, measured))
+                result = judge(paper, claim, own[0].task.scale, measured)
+                unfit = next((o.unfit for o in own if o.unfit is not None), None)
+                results.append(dataclasses.replace(result, unfit=unfit))
     return results
+
+
+def check_some_fit(results: Sequence[ClaimResult], options: Options) -> None:
+    """Raises ``ValueError`` with one sentence where none of the claims applies to the data that were given."""
+    if not results or any(result.unfit is None for result in results):
+        return
+    reasons: dict[str, list[str]] = {}
+    for result in results:
+        reasons.setdefault(str(result.unfit), []).append(f"{result.paper} {result.claim}")
+    why = (
+        next(iter(reasons))
+        if len(reasons) == 1
+        else "; ".join(f"{', '.join(claims)}: {reason}" for reason, claims in reasons.items())
+    )
+    raise ValueError(
+        why if options.data is None else f"--data {options.data} suits none of the claims asked for: {why}"
+    )
