@@ -100,22 +100,14 @@ def _render(templates: jinja2.Environment, name: str, path: Path, context: dict[
 
 
 def _row(paper: Paper, standing: Standing) -> dict[str, Any]:
-    rows = []
-    for scale in SCALES:
-        for claim in paper.card.claim:
-            result = standing.result(claim.id, scale)
-            for judged in result.quantities if result else ():
-                quantity = claim.quantities[judged.name]
-                if figures.drawable(quantity) and judged.interval is not None:
-                    rows.append((f"{judged.name} ({scale})", quantity, judged))
-    plot = (
-        figures.svg(
-            figures.anchors(rows[:INDEX_ROWS], width=4.4, small=True), f"{paper.slug}: nothing, reported, measured"
-        )
-        if rows
-        else None
-    )
-    return {"paper": paper, "card": paper.card, "standing": standing, "plot": plot and Markup(plot)}
+    by_scale = sorted(standing.results, key=lambda result: SCALES.index(result.scale))
+    rows = figures.rows(paper.card, by_scale)[:INDEX_ROWS]
+    plot = _plot(rows, f"{paper.slug}: nothing, reported, measured", width=4.4, small=True)
+    return {"paper": paper, "card": paper.card, "standing": standing, "plot": plot}
+
+
+def _plot(rows: Sequence[figures.Row], title: str, **look: Any) -> Markup | None:
+    return Markup(figures.svg(figures.anchors(rows, **look), title)) if rows else None
 
 
 def _paper(paper: Paper, standing: Standing) -> dict[str, Any]:
@@ -139,12 +131,7 @@ def _claim(paper: Paper, claim: Claim, standing: Standing) -> dict[str, Any]:
     shown = []
     for origin, result in results:
         rows = [(q.name, claim.quantities[q.name], q) for q in result.quantities]
-        drawn = [row for row in rows if figures.drawable(row[1]) and row[2].interval is not None]
-        plot = (
-            figures.svg(figures.anchors(drawn), f"{claim.id} at scale {result.scale}: nothing, reported, measured")
-            if drawn
-            else None
-        )
+        drawn = figures.rows(paper.card, [result], name_scale=False)
         shown.append(
             {
                 "result": result,
@@ -160,7 +147,7 @@ def _claim(paper: Paper, claim: Claim, standing: Standing) -> dict[str, Any]:
                     for name, quantity, judged in rows
                 ],
                 "arms": _arms(claim, result),
-                "plot": plot and Markup(plot),
+                "plot": _plot(drawn, f"{claim.id} at scale {result.scale}: nothing, reported, measured"),
                 "seconds": sum(m.seconds for m in result.measurements) / len(result.measurements),
                 "fairness": claim.fairness(result.scale),
             }
