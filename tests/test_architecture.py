@@ -15,7 +15,7 @@ THIRD_PARTY_OF_METHODS = {"torch", "numpy", "scipy", "sklearn", "einops", "jaxty
 OF_EXTRAS = {"rl": {"gymnasium", "minari", "mujoco"}, "audio": {"soundfile"}, "images": {"skimage"}, "search": {"optuna"}, "trees": {"xgboost"}}
 NOT_METHODS = {"claims", "examples", "apply"}
 LAYERS = [
-    {"cli", "testing", "scaffold", "__main__"},
+    {"cli", "testing", "scaffold", "timm_models", "__main__"},
     {"report", "bench"},
     {"runner"},
     {"trial"},
