@@ -73,7 +73,19 @@ def test_wrong_use(saigen, arguments, said):
 @pytest.mark.parametrize("command", ["list", "show", "run", "apply", "publish", "report", "digest", "bench", "new"])
 def test_every_command_has_help(saigen, command):
     code, out, _ = saigen(command, "--help")
-    assert code == 0 and "Usage" in out
+    assert code == 0 and f"Usage: saigen {command}" in out
+
+
+def test_help_names_what_there_is_to_choose_from(saigen, monkeypatch):
+    from saigen.cards.schema import DOMAINS
+    from saigen.report.digest import lists
+
+    monkeypatch.setenv("COLUMNS", "200")
+    assert all(name in saigen("digest", "--help")[1] for name in lists())
+    assert all(name in saigen("new", "--help")[1] for name in DOMAINS)
+    assert "saigen[peers]" in saigen("bench", "--help")[1]
+    said = saigen("apply", "confident_learning", "--help")[1]
+    assert "--pred-probs" in said and "ValueError" not in said
 
 
 def test_an_unwritable_store_is_one_line(saigen, monkeypatch, tmp_path):

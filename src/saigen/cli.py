@@ -1,5 +1,6 @@
 """The command line: ``saigen list | show | run | apply | publish | report | digest | bench | new``."""
 
+import inspect
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from rich.table import Table
 from saigen.cards import catalogue
 from saigen.cards.catalogue import Paper, nearest
 from saigen.cards.glossary import RUNGS, label
+from saigen.cards.schema import DOMAINS
 from saigen.report.numbers import duration, measured, number, reported
 
 LANGUAGES = ("en", "ja")
@@ -49,14 +51,20 @@ app = typer.Typer(
     cls=Commands,
     name="saigen",
     help="A reading list you can run: papers as components, and their claims re-measured on your machine.",
+    epilog="Begin with `saigen list`, then `saigen show confident_learning`, then `saigen run confident_learning`.",
     no_args_is_help=True,
+    # Markdown, so that a docstring's paragraphs are filled, and square brackets are no markup.
+    rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 Lang = Annotated[str, typer.Option("--lang", help="Language of what is printed: en or ja.")]
 Papers = Annotated[
-    list[str] | None, typer.Argument(metavar="PAPER...", help="Slugs of papers, as `saigen list` shows them.")
+    list[str] | None, typer.Argument(metavar="PAPER", help="Slugs of papers, as `saigen list` shows them.")
+]
+Domain = Annotated[
+    str | None, typer.Option(help="Every paper of a domain, `vision` say; `saigen list` shows each paper's.")
 ]
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print one JSON document to stdout; everything else goes to stderr.")
@@ -66,10 +74,10 @@ AsJson = Annotated[
 def main() -> None:
     """The entry point: wrong use is one clear line and exit code 2, never a traceback."""
     if os.environ.get("SAIGEN_DEBUG"):
-        app()
+        app(prog_name="saigen")
     try:
         # Outside standalone mode an early exit comes back as its code; Ctrl-C as 130.
-        code = app(standalone_mode=False)
+        code = app(standalone_mode=False, prog_name="saigen")
         if code == INTERRUPTED:
             raise KeyboardInterrupt
         sys.exit(code if isinstance(code, int) else 0)
@@ -134,10 +142,18 @@ def _warn_of_problems() -> None:
 
 @app.command("list")
 def list_command(
-    domain: Annotated[str | None, typer.Option(help="Only papers of this domain.")] = None,
-    tag: Annotated[str | None, typer.Option(help="Only papers with this tag.")] = None,
+    domain: Annotated[str | None, typer.Option(help="Only papers of this domain, `vision` say.")] = None,
+    tag: Annotated[
+        str | None,
+        typer.Option(help="Only papers with this tag, `token pruning` say; `saigen list --json` has them all."),
+    ] = None,
     rung: Annotated[
-        int | None, typer.Option(min=0, max=5, help="Only papers that stand at least this far up the ladder.")
+        int | None,
+        typer.Option(
+            min=0,
+            max=5,
+            help=f"Only papers that stand at least this far up the ladder: {', '.join(f'{n} {name}' for n, name in enumerate(RUNGS['en']))}.",
+        ),
     ] = None,
     as_json: AsJson = False,
     lang: Lang = "en",
@@ -227,26 +243,44 @@ def _verdict(verdict: str, lang: str) -> str:
 # --- run ------------------------------------------------------------------------------------------------------------
 
 
-@app.command()
+@app.command(
+    epilog="Examples: `saigen run confident_learning` · `saigen run sam dynamic_vit --scale tiny` · "
+    "`saigen run simsiam --scale real --data my_images`"
+)
 def run(
     papers: Papers = None,
     everything: Annotated[bool, typer.Option("--all", help="Every paper.")] = False,
-    domain: Annotated[str | None, typer.Option(help="Every paper of a domain.")] = None,
-    claim: Annotated[list[str] | None, typer.Option(help="Only this claim; may be given more than once.")] = None,
+    domain: Domain = None,
+    claim: Annotated[
+        list[str] | None,
+        typer.Option(help="Only this claim, as `saigen show PAPER` names them; may be given more than once."),
+    ] = None,
     scale: Annotated[
         str,
-        typer.Option(help="How big: tiny (seconds, no verdict), laptop, real (your data), full (the paper's setting)."),
+        typer.Option(
+            help="How big: tiny (seconds, no verdict), laptop (minutes, embedded data), real (hours or a GPU, mostly with "
+            "your --data), full (the paper's setting)."
+        ),
     ] = "laptop",
     seeds: Annotated[int, typer.Option(help="Seeds 0 to N-1, N at most 20.")] = 5,
     settle: Annotated[
         bool,
-        typer.Option("--settle", help="After the first five seeds take one more look, at as many as 80 % power needs."),
+        typer.Option(
+            "--settle", help="After the first five seeds take one more look, at as many seeds as 80 % power needs."
+        ),
     ] = False,
     jobs: Annotated[
-        int | None, typer.Option(help="Trials at a time; by default the cores at tiny and laptop, one else.")
+        int | None,
+        typer.Option(help="Trials at a time; by default as many as cores at tiny and laptop, one at real and full."),
     ] = None,
     device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps.")] = "cpu",
-    data: Annotated[Path | None, typer.Option(help="Your own data, for the scales real and full.")] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Your own data, for the scales real and full. Images: a folder (`train/CLASS/*.jpg` and `test/CLASS/*.jpg`, "
+            "or `CLASS/*.jpg`), or Parquet with the columns image and label. What else a claim takes it says itself."
+        ),
+    ] = None,
     backend: Annotated[str, typer.Option(help="Who spreads the trials: loky (this machine), ray, dask.")] = "loky",
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit with 1 unless every claim that was run is reproduced.")
@@ -522,14 +556,20 @@ def apply_command(
         raise ValueError(f"{paper} does not map files to files: `saigen apply` takes {', '.join(able)}")
     function = entry.module("apply").apply
     room = typer.Typer(
-        pretty_exceptions_enable=False, add_completion=False, context_settings={"help_option_names": ["-h", "--help"]}
+        rich_markup_mode="markdown",
+        pretty_exceptions_enable=False,
+        add_completion=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
     )
 
     def finish(said: str | None, **_: Any) -> None:
         if said:
             typer.echo(said)
 
-    room.command(name=f"apply {paper}")(function)
+    # What the function raises is for who calls it from Python; here it is a line and an exit code.
+    paragraphs = (inspect.getdoc(function) or "").split("\n\n")
+    said_of_it = "\n\n".join(text for text in paragraphs if not text.startswith("Raises "))
+    room.command(name=f"apply {paper}", help=said_of_it)(function)
     command = typer.main.get_command(room)
     finish(command.main(args=ctx.args, prog_name=f"saigen apply {paper}", standalone_mode=False))
 
@@ -614,13 +654,13 @@ def report(
         typer.launch(index.resolve().as_uri())
 
 
-@app.command()
+@app.command(epilog="Example: `saigen digest monthly-2021-05 --lang ja --format zenn`")
 def digest(
     name: Annotated[
         str,
         typer.Argument(
             metavar="LIST",
-            help="The id of a list; `saigen digest --help` names them: 2019-part-1, ml-news-2020-w45, monthly-2021-05, ai-paper-reading-2021-07, washizaki-articles.",
+            help="The id of a list: 2019-part-1, ml-news-2020-w45, monthly-2021-05, ai-paper-reading-2021-07, washizaki-articles.",
         ),
     ],
     out: Annotated[Path, typer.Option(help="The folder to write.")] = Path("saigen-digest"),
@@ -642,14 +682,14 @@ def digest(
 @app.command()
 def bench(
     papers: Papers = None,
-    domain: Annotated[str | None, typer.Option(help="Every paper of a domain.")] = None,
+    domain: Domain = None,
     rounds: Annotated[int, typer.Option(min=1, help="Pairs of measurements a benchmark.")] = 7,
     markdown: Annotated[Path | None, typer.Option(help="Also write the table to this Markdown file.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Time each component against its best public peer, alternating in one process on this machine.
 
-    peer / ours above 1 means ours is faster. Peers come with `pip install 'saigen[peers]'`.
+    `peer / ours` above 1 means ours is faster. Peers come with `pip install 'saigen[peers]'`.
     """
     from saigen import bench as benching
     from saigen.files import write_text
@@ -686,14 +726,17 @@ def bench(
         )
 
 
-@app.command()
+@app.command(epilog="Example: `saigen new 2106.02034 --slug my_paper --domain vision`")
 def new(
     name: Annotated[
         str,
         typer.Argument(metavar="ARXIV_ID|SLUG", help="An arXiv id such as 2106.02034, or the slug of the new room."),
     ],
-    domain: Annotated[str, typer.Option(help="The domain of the room.")],
-    slug: Annotated[str | None, typer.Option(help="The slug, where an arXiv id is given.")] = None,
+    domain: Annotated[str, typer.Option(help=f"The domain of the room: {', '.join(DOMAINS)}.")],
+    slug: Annotated[
+        str | None,
+        typer.Option(help="Where an arXiv id is given: the slug, which names the room's folder (`dynamic_vit`)."),
+    ] = None,
     into: Annotated[
         Path | None, typer.Option(help="The package folder that gets the room; saigen's own papers folder by default.")
     ] = None,
