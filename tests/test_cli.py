@@ -54,9 +54,18 @@ def saigen(monkeypatch, capsys, plugin, store):
         (["new", "2501.00001", "--domain", "vision"], "give the room's slug"),
         (["new", "Bad-Slug", "--domain", "vision"], "the slug is"),
         (["new", "a_new_one", "--domain", "visoin"], "did you mean 'vision'"),
-        (["new", "mean_of_noise", "--domain", "vision"], "has a room already, and slugs are unique: analysis/mean_of_noise"),
-        (["new", "1911.00068", "--domain", "vision"], "arXiv 1911.00068 has a room already: data_quality/confident_learning"),
-        (["new", "arXiv:1911.00068v6", "--domain", "vision", "--slug", "a_new_one"], "`saigen show confident_learning`"),
+        (
+            ["new", "mean_of_noise", "--domain", "vision"],
+            "has a room already, and slugs are unique: analysis/mean_of_noise",
+        ),
+        (
+            ["new", "1911.00068", "--domain", "vision"],
+            "arXiv 1911.00068 has a room already: data_quality/confident_learning",
+        ),
+        (
+            ["new", "arXiv:1911.00068v6", "--domain", "vision", "--slug", "a_new_one"],
+            "`saigen show confident_learning`",
+        ),
         (["new", "https://arxiv.org/pdf/1911.00068.pdf", "--domain", "vision"], "data_quality/confident_learning"),
         (["new", "2501.00001", "--domain", "vision", "--slug", "sam"], "training/sam"),
         (["list", "--nonsense"], "--nonsense"),

@@ -187,7 +187,9 @@ def test_where_no_claim_applies_it_is_one_sentence_and_exit_code_2(store, tmp_pa
 @pytest.mark.parametrize(
     ("when", "unfit"), [("before", True), ("between", True), ("after", False), ("never", False), ("some", False)]
 )
-def test_an_error_is_the_datas_only_between_asking_for_them_and_using_them(plugin, store, tmp_path, monkeypatch, when, unfit):
+def test_an_error_is_the_datas_only_between_asking_for_them_and_using_them(
+    plugin, store, tmp_path, monkeypatch, when, unfit
+):
     def claim(trial):
         if when == "never":
             raise ValueError("a bug of the claim's own")

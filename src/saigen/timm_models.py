@@ -1,10 +1,12 @@
 """saigen's models in timm's registry, for code that builds its models by ``timm.create_model``.
 
-    import saigen.timm_models
-    import timm
+```python
+import saigen.timm_models
+import timm
 
-    model = timm.create_model("saigen_efficientnet_b0", num_classes=10)
-    timm.list_models("saigen_*")
+model = timm.create_model("saigen_efficientnet_b0", num_classes=10)
+timm.list_models("saigen_*")
+```
 
 Each name is saigen's with ``saigen_`` before it: timm takes ``/`` for a path or a Hub id and ``:`` for one of its own
 sources, and without a prefix ``efficientnet_b0`` would replace timm's.

@@ -36,11 +36,18 @@ def test_a_digest_is_written_within_zenns_rules(tmp_path, name, lang):
     text = article.read_text(encoding="utf-8")
     assert zenn.problems(text, slug=article.stem, root=tmp_path) == []
     found = lists()[name]
-    places = [text.find(entry.link) for section in found.section for entry in section.entry if entry.link and entry.paper not in found.highlights]
+    places = [
+        text.find(entry.link)
+        for section in found.section
+        for entry in section.entry
+        if entry.link and entry.paper not in found.highlights
+    ]
     assert -1 not in places
     if name != "ai-paper-reading-2021-07":  # its presenter's pick stands in two sections
         assert places == sorted(places)
-    for slug in {entry.paper for section in found.section for entry in section.entry} & {p.slug for p in catalogue.list_papers()}:
+    for slug in {entry.paper for section in found.section for entry in section.entry} & {
+        p.slug for p in catalogue.list_papers()
+    }:
         card = catalogue.paper(slug).card
         assert (card.title_ja if lang == "ja" else card.title) in text
 

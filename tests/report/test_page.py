@@ -27,7 +27,13 @@ def browser():
         if os.environ.get("SAIGEN_REQUIRE") == "all":
             pytest.fail("the browser tests need playwright (extra browser) and chromium")
         pytest.skip("needs playwright and chromium: pip install 'saigen[browser]' and your system's chromium")
-    arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+    arguments = [
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+    ]
     with sync_playwright() as playwright:
         running = playwright.chromium.launch(executable_path=chromium, args=arguments)
         yield running
@@ -40,7 +46,10 @@ def page(browser, request):
     tab.problems = []
     tab.on("pageerror", lambda error: tab.problems.append(str(error)))
     tab.on("console", lambda message: message.type == "error" and tab.problems.append(message.text))
-    tab.on("request", lambda wanted: wanted.url.startswith(("file:", "data:")) or tab.problems.append(f"asked for {wanted.url}"))
+    tab.on(
+        "request",
+        lambda wanted: wanted.url.startswith(("file:", "data:")) or tab.problems.append(f"asked for {wanted.url}"),
+    )
     yield tab
     assert tab.problems == []
     tab.close()
