@@ -50,6 +50,7 @@ def saigen(monkeypatch, capsys, plugin, store):
         (["publish", "mean_of_noise"], "no fresh local measurements"),
         (["digest", "2019-part-2"], "did you mean '2019-part-1'"),
         (["report", "nothing_like_it"], "there is no paper"),
+        (["report", "--lang", "fr"], "allowed are en and ja"),
         (["bench", "mean_of_noise"], "has a benchmark"),
         (["new", "2501.00001", "--domain", "vision"], "give the room's slug"),
         (["new", "Bad-Slug", "--domain", "vision"], "the slug is"),

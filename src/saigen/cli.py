@@ -642,12 +642,18 @@ def report(
     papers: Papers = None,
     out: Annotated[Path, typer.Option(help="The folder to write.")] = Path("saigen-report"),
     show_it: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
+    lang: Annotated[
+        str | None,
+        typer.Option(
+            "--lang", help="The language the page opens in, en or ja; by default that of the reader's browser."
+        ),
+    ] = None,
 ) -> None:
     """Write the page: an index and a page a paper, with reported beside measured numbers, in both languages."""
     from saigen.report.page import write_report
 
     chosen = [catalogue.paper(slug) for slug in papers] if papers else None
-    index = write_report(out, chosen)
+    index = write_report(out, chosen, lang=None if lang is None else _language(lang))
     _warn_of_problems()
     typer.echo(f"the page is at {index.resolve()}")
     if show_it:

@@ -79,6 +79,19 @@ def test_the_index_in_both_languages(site, page):
     assert page.locator("h1").inner_text().strip() == paper.card.title_ja, "the language travels with the link"
 
 
+def test_the_page_opens_in_the_language_it_was_written_for(browser, tmp_path):
+    paper = catalogue.list_papers()[0]
+    index = write_report(tmp_path / "r", [paper], lang="ja")
+    assert '<html lang="ja"' in index.read_text(encoding="utf-8")
+    tab = browser.new_page(locale="en-GB")
+    tab.goto(index.as_uri())
+    assert tab.locator('h2 a [lang="ja"]').is_visible()
+    tab.click('[data-set-lang="en"]')
+    tab.click("h2 a")
+    assert tab.locator("h1").inner_text().strip() == paper.card.title, "what the reader chose goes before"
+    tab.close()
+
+
 def test_search_and_filters(site, page):
     page.goto(site.as_uri())
     every = len(catalogue.list_papers())

@@ -67,9 +67,10 @@ def only(lang: str, en: str, ja: str, tag: str = "span") -> Markup:
     return Markup("<{0}>{1}</{0}>").format(Markup(tag), ja if lang == "ja" else en)
 
 
-def write_report(out: Path, papers: Sequence[Paper] | None = None) -> Path:
+def write_report(out: Path, papers: Sequence[Paper] | None = None, *, lang: str | None = None) -> Path:
     """Writes the page into the folder ``out`` and returns the path of its index; what stood there is replaced as a whole.
 
+    The page holds both languages and opens in ``lang``; None opens it in the language of the reader's browser.
     Raises ``ValueError`` where ``out`` is a file, or a folder that is not a report of ours.
     """
     papers = catalogue.list_papers() if papers is None else list(papers)
@@ -88,11 +89,13 @@ def write_report(out: Path, papers: Sequence[Paper] | None = None) -> Path:
             "domains": sorted({paper.domain for paper in papers}),
             "verdicts": [v for v in figures.COLOURS if any(row["standing"].headline == v for row in rows)],
             "written": written,
+            "lang": lang,
             "root": "",
         }
         _render(templates, "index.html.j2", folder / "index.html", context)
         for paper in papers:
-            page = _paper(paper, stands[paper.slug], own_runs=True) | {"written": written, "root": "../"}
+            page = _paper(paper, stands[paper.slug], own_runs=True)
+            page |= {"written": written, "lang": lang, "root": "../"}
             _render(templates, "paper.html.j2", folder / "papers" / f"{paper.slug}.html", page)
     return out / "index.html"
 
