@@ -86,6 +86,16 @@ def test_every_command_has_help(saigen, command):
     assert code == 0 and f"Usage: saigen {command}" in out
 
 
+def test_alone_it_shows_the_help(saigen):
+    code, out, err = saigen()
+    assert code == 0 and "Begin with saigen list" in " ".join(out.replace("`", "").split()) and not err
+
+
+def test_a_tiny_run_is_not_called_not_run(saigen):
+    code, out, _ = saigen("run", "mean_of_noise", "--scale", "tiny", "--seeds", "1")
+    assert code == 0 and "tiny" in out and "not run" not in out
+
+
 def test_help_names_what_there_is_to_choose_from(saigen, monkeypatch):
     from saigen.cards.schema import DOMAINS
     from saigen.report.digest import lists

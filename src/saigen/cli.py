@@ -87,6 +87,8 @@ def main() -> None:
         _err().print("stopped; what was finished is kept, and the same command goes on from there")
         sys.exit(INTERRUPTED)
     except WrongUse as error:
+        if not error.format_message():  # `saigen` alone, which has shown the help
+            sys.exit(0)
         where = getattr(error, "ctx", None)
         more = f" (`{where.command_path} --help` shows what it takes)" if where is not None else ""
         _err().print(f"[bold red]error:[/] {escape(error.format_message() + more)}", soft_wrap=True)
@@ -493,6 +495,8 @@ def _print_results(papers: Sequence[Paper], results: Sequence[Any], lang: str) -
         paper = catalogue.paper(result.paper)
         claim = paper.card.find_claim(result.claim)
         before = next((r for r in runner.published(paper, (result.scale,)) if r.claim == result.claim), None)
+        # A tiny run is not judged: "not run" would be an odd thing to read of what has just run.
+        shown = (lambda verdict: "-") if result.scale == "tiny" else (lambda verdict: _verdict(verdict, lang))
         for index, (name, quantity) in enumerate(claim.quantities.items()):
             judged = next((q for q in result.quantities if q.name == name), None)
             then = next((q for q in before.quantities if q.name == name), None) if before else None
@@ -503,7 +507,7 @@ def _print_results(papers: Sequence[Paper], results: Sequence[Any], lang: str) -
                 reported(quantity),
                 measured(quantity, then) if then else "-",
                 measured(quantity, judged) if judged and judged.interval else _raw(judged),
-                _verdict(judged.verdict if judged else "not run", lang),
+                shown(judged.verdict if judged else "not run"),
             )
         table.add_row(
             "",
@@ -512,7 +516,7 @@ def _print_results(papers: Sequence[Paper], results: Sequence[Any], lang: str) -
             "",
             "",
             f"{label('seeds', lang)} {result.seeds}, {result.scale}",
-            f"[bold]{_verdict(result.verdict, lang)}[/]",
+            f"[bold]{shown(result.verdict)}[/]",
             end_section=True,
         )
         if result.verdict in ("not reproduced", "inconclusive", "direction only") and paper not in short_of:
