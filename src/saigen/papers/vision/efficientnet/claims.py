@@ -263,6 +263,7 @@ def _imagenet(trial: Trial, size: Size) -> dict[str, float]:
     for arm, (depth, width, resolution) in size.arms.items():
         train = _Files(trial.data_path / "train", resolution + 32)
         val = _Files(trial.data_path / "val", resolution + 32)
+        trial.used(trial.data_path.name, f"{len(train)} and {len(val)} files, {train.classes} classes")
         with trial.seeded("weights"):
             model = build(size, depth, width, train.classes, 3)
         values[f"{arm}_macs"] = float(macs(model, (3, resolution, resolution)))
@@ -289,7 +290,6 @@ def _imagenet(trial: Trial, size: Size) -> dict[str, float]:
         )
         logits = predict(partial(_evaluate, ema.model, trial.device, resolution), val)
         values[arm] = (logits.argmax(-1) == val.y).double().mean().item()
-    trial.used(trial.data_path.name, f"{len(train)} and {len(val)} files, {train.classes} classes")
     return _gaps(values)
 
 
