@@ -272,9 +272,10 @@ def test_clipping_in_the_closure_does_not_bend_the_perturbation():
     for net, limit in zip(nets, (1e9, 1e-3), strict=True):
         optimizer = SAM(net.parameters(), torch.optim.SGD, rho=0.2, lr=0.1)
         seen = []
-        clip = lambda net=net, limit=limit, seen=seen: seen.append(
-            (weights(net), nn.utils.clip_grad_norm_(net.parameters(), limit))
-        )  # noqa: E731
+
+        def clip(net=net, limit=limit, seen=seen):
+            seen.append((weights(net), nn.utils.clip_grad_norm_(net.parameters(), limit)))
+
         optimizer.step(closure_of(net, optimizer, make_batch(), clip))
         steps.append(seen[1][0])
     torch.testing.assert_close(steps[0], steps[1], atol=1e-6, rtol=0)
