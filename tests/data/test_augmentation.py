@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from saigen.data import crop_and_flip, shift_and_flip, standardised
+from saigen.data.augmentation import crop_and_flip, shift_and_flip, standardised
 
 
 def seeded(seed=0):

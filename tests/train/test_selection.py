@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from saigen.train import cosine, fit, fit_best
+from saigen.train import cosine, fit
+from saigen.train.selection import fit_best
 
 
 def task(seed=0):

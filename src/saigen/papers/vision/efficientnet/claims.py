@@ -21,7 +21,8 @@ from saigen.measure import macs, parameters, speed_ratio
 from saigen.nn.resnet import resnet152
 from saigen.papers.vision.efficientnet.model import B0_STAGES, EfficientNet, Stage, efficientnet_b1, efficientnet_b7
 from saigen.papers.vision.efficientnet.optimizer import RMSpropTF
-from saigen.train import EMA, accuracy, cosine, fit, fit_best, predict
+from saigen.train import EMA, accuracy, cosine, fit, predict
+from saigen.train.selection import fit_best
 from saigen.trial import Trial
 
 
@@ -177,8 +178,9 @@ def _own(trial: Trial, size: Size) -> tuple[Images, ...]:
     held_out = min(size.held_out, len(images["train"]) // 10)
     counts = (min(size.train, len(images["train"]) - held_out), held_out)
     train, held_out = split(images["train"].y, counts, trial.rng("train"))
+    (test,) = split(images["test"].y, (min(size.test, len(images["test"])),), trial.rng("test"))
     parts = [images["train"].subset(train), images["train"].subset(held_out)]
-    parts = [part.float() for part in (*parts, images["test"].sample(size.test, trial.rng("test")))]
+    parts = [part.float() for part in (*parts, images["test"].subset(test))]
     mean, std = parts[0].x.mean((0, 2, 3), keepdim=True), parts[0].x.std((0, 2, 3), keepdim=True)
     return tuple(Images((p.x - mean) / std, p.y, p.classes, p.name, p.fingerprint) for p in parts)
 
