@@ -121,11 +121,15 @@ class WSConv2d(nn.Conv2d):
 
     def standardised_weight(self) -> Float[Tensor, "o i k k"]:
         """Ŵ: what the layer convolves with."""
-        fan_in = self.weight[0].numel()
-        variance, mean = torch.var_mean(self.weight, dim=(1, 2, 3), correction=0, keepdim=True)
-        power = (variance + 1e-5) * fan_in if self.numerics == "timm" else (variance * fan_in).clamp(min=1e-4)
-        scale = self.gain * power.rsqrt() * self.input_scale
-        return torch.addcmul(-mean * scale, self.weight, scale)
+        w, fan_in = self.weight, self.weight[0].numel()
+        if self.numerics == "timm":
+            # batch norm with the filters in the place of channels, in one pass each way
+            scale = (self.gain * (self.input_scale / math.sqrt(fan_in))).flatten()
+            rows = w.reshape(1, self.out_channels, fan_in)
+            return F.batch_norm(rows, None, None, scale, training=True, momentum=0.0, eps=1e-5).view_as(w)
+        centred = w - w.mean((1, 2, 3), keepdim=True)
+        power = centred.square().sum((1, 2, 3), keepdim=True)  # N σ²
+        return centred * (self.gain * self.input_scale * power.clamp(min=1e-4).rsqrt())
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d i j"]:
         padding = self.padding
@@ -369,11 +373,10 @@ class NFNet(nn.Module):
     def _build_stem(self, conv: Callable[..., WSConv2d], width: int) -> None:
         first = self.gamma if self.design.timm else 1.0
         if self.design.stem == "deep":
-            layers = OrderedDict(conv1=conv(self.in_chans, max(1, width // 8), 3, 2, input_scale=first))
-            widths = (max(1, width // 8), max(1, width // 4), max(1, width // 2), width)
-            for i, stride in ((1, 1), (2, 1), (3, 2)):
-                layers[f"act{i + 1}"] = self.act
-                layers[f"conv{i + 1}"] = conv(widths[i - 1], widths[i], 3, stride, input_scale=self.gamma)
+            layers = OrderedDict(conv1=conv(self.in_chans, 16, 3, 2, input_scale=first))
+            for i, (before, after, stride) in enumerate(((16, 32, 1), (32, 64, 1), (64, width, 2)), start=2):
+                layers[f"act{i}"] = self.act
+                layers[f"conv{i}"] = conv(before, after, 3, stride, input_scale=self.gamma)
             self.stem = nn.Sequential(layers)
         elif self.design.stem in ("7x7", "3x3", "small"):
             kernel, stride = {"7x7": (7, 2), "3x3": (3, 2), "small": (3, 1)}[self.design.stem]

@@ -36,7 +36,7 @@ def adaptive_clip_grad_(parameters: Tensor | Iterable[Tensor], clipping: float =
     >>> [round(value, 6) for value in weight.grad[:, 1].tolist()]
     [0.05, 0.001]
     """
-    _check({"clipping": clipping, "eps": eps})
+    _check(clipping, eps)
     for w in [parameters] if isinstance(parameters, Tensor) else parameters:
         g = w.grad
         if g is None:
@@ -75,7 +75,7 @@ class AGC(Optimizer):
         clipping_eps: float = 1e-3,
         **base_args: Any,
     ) -> None:
-        _check({"clipping": clipping, "clipping_eps": clipping_eps})
+        _check(clipping, clipping_eps)
         if not callable(base_optimizer):
             raise ValueError(f"base_optimizer is {base_optimizer!r}, allowed is an optimizer class or a callable")
         base = base_optimizer(params, **base_args)
@@ -93,7 +93,7 @@ class AGC(Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group to both optimizers; it may have its own ``clipping`` and ``clipping_eps``."""
-        _check(param_group)
+        _check(param_group.get("clipping"), param_group.get("clipping_eps", 1.0))
         if not hasattr(self, "base_optimizer"):  # within torch's __init__: the base optimizer has these groups already
             super().add_param_group(param_group)
             return
@@ -166,8 +166,8 @@ def nfnet_param_groups(
     ]
 
 
-def _check(values: dict[str, Any]) -> None:
-    for name in ("clipping", "clipping_eps", "eps") if "lr" not in values else ("clipping", "clipping_eps"):
-        value = values.get(name, 1.0)
-        if not (name == "clipping" and value is None) and not value > 0.0:
-            raise ValueError(f"{name} is {value}, allowed is a number above 0")
+def _check(clipping: float | None, eps: float) -> None:
+    if not (clipping is None or clipping > 0.0):
+        raise ValueError(f"clipping is {clipping}, allowed is a number above 0")
+    if not eps > 0.0:
+        raise ValueError(f"eps is {eps}, allowed is a number above 0")
