@@ -3,6 +3,7 @@
 import importlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -138,7 +139,7 @@ def examples() -> Iterator[Example]:
     yield Example(
         name="signal_propagation",
         kind="function",
-        make=lambda: lambda x: [signal.variance for signal in signal_propagation(small_nfnet(), x)],
+        make=lambda: partial(signal_propagation, small_nfnet()),
         inputs=lambda g: (torch.randn(2, 3, 16, 16, generator=g),),
         code=PLOT,
         batch=None,

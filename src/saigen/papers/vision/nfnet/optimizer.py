@@ -126,6 +126,13 @@ class AGC(Optimizer):
         """The base optimizer's; ``clipping`` stands in its groups."""
         return self.base_optimizer.state_dict()
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "base_optimizer": self.base_optimizer}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._share_groups()
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on where ``state_dict`` was taken."""
         self.base_optimizer.load_state_dict(state_dict)
