@@ -55,16 +55,16 @@ SIZES = {
         (8, 16),
         900,
         897,
-        256,
-        12,
-        (0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4),
-        0.04,
+        128,
         10,
+        (0.4, 0.8, 1.6, 3.2, 6.4),
+        0.04,
+        8,
         32,
         (0.05, 0.2),
         (0.01, 0.16),
         20,
-        12,
+        10,
     ),
     "real": Size(
         (3, 4, 6, 3),
@@ -73,7 +73,7 @@ SIZES = {
         64,
         (1, 1, 1),
         (8, 16, 32),
-        10_000,
+        8000,
         2000,
         1024,
         8,
@@ -159,10 +159,10 @@ def without_standardisation(net: NFNet) -> NFNet:
 def placed(digits: Images, side: int, generator: torch.Generator) -> Tensor:
     """Digits anywhere on a canvas of ``side`` pixels, of varying contrast, under noise: (n, 1, side, side)."""
     n, small = len(digits), digits.x.shape[-1]
-    contrast = 0.5 + torch.rand(n, 1, 1, 1, generator=generator)
+    contrast = 0.6 + 0.8 * torch.rand(n, 1, 1, 1, generator=generator)
     corner = torch.randint(side - small + 1, (2, n, 1, 1), generator=generator)
     at = torch.arange(small)
-    x = 0.5 * torch.randn(n, 1, side, side, generator=generator)
+    x = 0.3 * torch.randn(n, 1, side, side, generator=generator)
     rows, columns = corner[0] + at[:, None], corner[1] + at
     x[torch.arange(n)[:, None, None], 0, rows, columns] += 2 * (contrast * digits.x - 0.3)[:, 0]
     return x
