@@ -151,7 +151,8 @@ class LearnedResizer(nn.Module):
 class ResizedClassifier(nn.Module):
     """``backbone(normalize(resizer(x)))``: any image-to-logits model behind a resizer, to be trained as one.
 
-    ``normalize`` is for backbones whose input is scaled after resizing; None is the paper's order, images normalised
+    ``resizer`` may be any module from images to images, such as a fixed one to compare with. ``normalize`` is for backbones
+    whose input is scaled after resizing; None is the paper's order, images normalised
     before. ``forward(x, size)`` hands ``size`` to the resizer.
 
     >>> backbone = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
@@ -159,13 +160,14 @@ class ResizedClassifier(nn.Module):
     torch.Size([2, 4])
     """
 
-    def __init__(self, resizer: LearnedResizer, backbone: nn.Module, normalize: nn.Module | None = None) -> None:
+    def __init__(self, resizer: nn.Module, backbone: nn.Module, normalize: nn.Module | None = None) -> None:
         super().__init__()
         self.resizer, self.backbone = resizer, backbone
         self.normalize = nn.Identity() if normalize is None else normalize
 
     def forward(self, x: Float[Tensor, "b c h w"], size: Size | None = None) -> Tensor:
-        return self.backbone(self.normalize(self.resizer(x, size)))
+        resized = self.resizer(x) if size is None else self.resizer(x, size)
+        return self.backbone(self.normalize(resized))
 
 
 def freeze_backbone(model: ResizedClassifier, frozen: bool = True) -> ResizedClassifier:
