@@ -37,7 +37,7 @@ optimizer.step()
 COST = """
 from saigen.papers.vision.learned_resizer import resizer_macs
 
-print(resizer_macs(width=16, num_blocks=1, in_size=448, out_size=224))  # 988028928
+print(resizer_macs(width=16, num_blocks=1, in_size=448, out_size=224))  # 988266496
 """
 
 

@@ -192,7 +192,7 @@ def resizer_macs(width: int, num_blocks: int, in_size: Size, out_size: Size, cha
     """Multiply-adds of the resizer's convolutions on one image: H W (49 c n + n²) + h w (18 n² r + 9 n² + 49 c n).
 
     >>> resizer_macs(16, 1, 448, 224)
-    988028928
+    988266496
     """
     (height, wide), (h, w), n = pair(in_size, "in_size"), pair(out_size, "out_size"), width
     ends = 49 * channels * n
