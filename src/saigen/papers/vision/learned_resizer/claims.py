@@ -113,7 +113,7 @@ def learned_beats_fixed(trial: Trial) -> dict[str, float]:
     resizers = {
         "bilinear": Fixed(size.small, antialias=False),
         "antialiased": Fixed(size.small, antialias=True),
-        "capacity": nn.Sequential(Fixed(size.small, antialias=True), after),
+        "capacity": nn.Sequential(Fixed(size.small, antialias=False), after),
         "learned": learned,
     }
     held_out = len(train_x) // 5 if len(size.rates) > 1 else 0
