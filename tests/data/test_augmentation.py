@@ -34,3 +34,11 @@ def test_bytes_are_standardised_and_floats_left_alone():
     x = torch.tensor([0, 255], dtype=torch.uint8)
     assert standardised(x).tolist() == pytest.approx([-1.8, 2.2])
     assert standardised(torch.tensor([7.0])).item() == 7.0
+
+
+def test_what_must_not_be_mirrored_is_not():
+    x = torch.arange(8.0).expand(50, 1, 8, 8)
+    shifted, _ = shift_and_flip(seeded(), x, torch.arange(50), mirror=0.0)
+    assert (shifted.diff(dim=-1) >= 0).all()
+    mirrored, _ = shift_and_flip(seeded(), x, torch.arange(50))
+    assert (mirrored.diff(dim=-1) < 0).any()

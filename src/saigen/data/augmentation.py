@@ -12,11 +12,14 @@ def standardised(x: Tensor) -> Tensor:
     return (x.float() / 255 - 0.45) / 0.25 if x.dtype == torch.uint8 else x
 
 
-def shift_and_flip(generator: torch.Generator, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """For small images (n, c, h, w): up to an eighth of the side shifted over repeated borders, mirrored half of the time."""
+def shift_and_flip(generator: torch.Generator, x: Tensor, y: Tensor, *, mirror: float = 0.5) -> tuple[Tensor, Tensor]:
+    """For small images (n, c, h, w): up to an eighth of the side shifted over repeated borders, mirrored half of the time.
+
+    ``mirror`` is how often; 0 for what a mirror makes another thing, such as digits.
+    """
     n, _, h, w = x.shape
-    flip = torch.rand(n, generator=generator) < 0.5
-    columns = torch.where(flip[:, None], torch.arange(w - 1, -1, -1), torch.arange(w))
+    mirrored = torch.rand(n, generator=generator) < mirror
+    columns = torch.where(mirrored[:, None], torch.arange(w - 1, -1, -1), torch.arange(w))
     shift = torch.randint(-(h // 8), h // 8 + 1, (2, n, 1), generator=generator)
     rows, columns = (torch.arange(h) + shift[0]).clamp(0, h - 1), columns.add(shift[1]).clamp(0, w - 1)
     x = x[torch.arange(n)[:, None, None], :, rows[:, :, None], columns[:, None, :]]

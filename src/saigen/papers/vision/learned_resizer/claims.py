@@ -9,10 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from saigen.data import fingerprint, split
+from saigen.data import fingerprint
+from saigen.data.augmentation import standardised
+from saigen.data.subsets import sample
 from saigen.measure import macs, parameters
 from saigen.papers.vision.learned_resizer.layer import LearnedResizer, ResizedClassifier
-from saigen.train import accuracy, cosine, fit, predict
+from saigen.train import accuracy, cosine, predict
+from saigen.train.selection import fit_best
 from saigen.trial import Trial
 
 
@@ -85,16 +88,11 @@ def classifier(channels: tuple[int, ...], in_chans: int, classes: int) -> nn.Seq
 
 def _data(trial: Trial, size: Size) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
     if trial.scale == "real":
-        parts = [trial.data("images", size=size.large, part=part) for part in ("train", "test")]
         train, test = (
-            part.subset(split(part.y.numpy(), (min(n, len(part)),), trial.rng(f"split {i}"))[0])
-            for i, (part, n) in enumerate(zip(parts, (size.train, size.test), strict=True))
+            sample(trial.data("images", size=size.large, part=part), count, trial.rng(f"split {part}"))
+            for part, count in (("train", size.train), ("test", size.test))
         )
-        (train_x, test_x), classes = (
-            ((part.x.float() / 255 - 0.45) / 0.25 for part in (train, test)),
-            len(train.classes),
-        )
-        return train_x, train.y, test_x, test.y, classes
+        return standardised(train.x), train.y, standardised(test.x), test.y, len(train.classes)
     x, y = stripes(size.train + size.test, size.large, trial.generator("stripes"))
     trial.used("stripes", fingerprint((x, y)))
     return x[: size.train], y[: size.train], x[size.train :], y[size.train :], 8
@@ -119,26 +117,23 @@ def learned_beats_fixed(trial: Trial) -> dict[str, float]:
     held_out = len(train_x) // 5 if len(size.rates) > 1 else 0
     values = {}
     for arm, resizer in resizers.items():
-        tried = []
-        for rate in size.rates:
-            model = ResizedClassifier(copy.deepcopy(resizer), copy.deepcopy(backbone))
-            fit(
-                model,
-                lambda model, x, y: F.cross_entropy(model(x), y),
-                (train_x[held_out:], train_y[held_out:]),
-                optimizer=torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01),
-                epochs=size.epochs,
-                batch_size=size.batch,
-                seed=trial.seed,
-                schedule=cosine(warmup=size.warmup),
-                transform=flip if trial.scale == "real" else None,
-                checkpoint=trial.checkpoint(f"{arm}_{rate}"),
-                device=trial.device,
-                on_step=lambda step, total, _, arm=arm: trial.progress(step, total, arm),
-            )
-            chosen_by = accuracy(model, train_x[:held_out], train_y[:held_out]) if held_out else 1.0
-            tried.append((chosen_by, rate, model))
-        _, values[f"{arm}_rate"], model = max(tried, key=lambda entry: entry[:2])
+        best = fit_best(
+            ResizedClassifier(resizer, copy.deepcopy(backbone)),
+            lambda model, x, y: F.cross_entropy(model(x), y),
+            (train_x[held_out:], train_y[held_out:]),
+            rates=size.rates,
+            optimizer=lambda parameters, rate: torch.optim.AdamW(parameters, lr=rate, weight_decay=0.01),
+            held_out=(train_x[:held_out], train_y[:held_out]),
+            epochs=size.epochs,
+            batch_size=size.batch,
+            seed=trial.seed,
+            schedule=cosine(warmup=size.warmup),
+            transform=flip if trial.scale == "real" else None,
+            checkpoint=lambda rate, arm=arm: trial.checkpoint(f"{arm}_{rate}"),
+            device=trial.device,
+            on_step=lambda step, total, _, arm=arm: trial.progress(step, total, arm),
+        )
+        model, values[f"{arm}_rate"], values[f"{arm}_loss"] = best.model, best.rate, best.history.losses[-1]
         values[arm] = accuracy(model, test_x, test_y)
         values[f"{arm}_parameters"] = float(parameters(model))
         values[f"{arm}_macs"] = float(macs(model, tuple(train_x.shape[1:])))

@@ -4,12 +4,15 @@ without normalisation match those with it; the last also on the user's images, w
 import copy
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saigen.data import Images, fingerprint, split
+from saigen.data.augmentation import shift_and_flip, standardised
+from saigen.data.subsets import sample
 from saigen.nn.resnet import ResNet
 from saigen.papers.vision.nfnet.model import NF_RESNET, NFNet, WSConv2d, signal_propagation
 from saigen.papers.vision.nfnet.optimizer import AGC, nfnet_param_groups
@@ -176,11 +179,9 @@ def placed(digits: Images, side: int, generator: torch.Generator) -> Tensor:
 
 def _data(trial: Trial, size: Size) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
     if trial.scale in ("real", "full"):
-        parts = [trial.data("images", size=size.side, part=part) for part in ("train", "test")]
-        counts = [min(n or len(part), len(part)) for n, part in zip((size.train, size.test), parts, strict=True)]
         train, test = (
-            part.subset(split(part.y.numpy(), (n,), trial.rng(f"split {i}"))[0])
-            for i, (part, n) in enumerate(zip(parts, counts, strict=True))
+            sample(trial.data("images", size=size.side, part=part), count, trial.rng(f"split {part}"))
+            for part, count in (("train", size.train), ("test", size.test))
         )
         return train.x, train.y, test.x, test.y, len(train.classes)
     digits = trial.data("digits")
@@ -188,21 +189,6 @@ def _data(trial: Trial, size: Size) -> tuple[Tensor, Tensor, Tensor, Tensor, int
     trial.used("digits on canvases", fingerprint((x, digits.y)))
     train, test = split(digits.y.numpy(), (size.train, size.test), trial.rng("split"))
     return x[train], digits.y[train], x[test], digits.y[test], 10
-
-
-def scaled(x: Tensor) -> Tensor:
-    return (x.float() / 255 - 0.45) / 0.25 if x.dtype == torch.uint8 else x
-
-
-def augment(generator: torch.Generator, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Up to an eighth of the side shifted; photographs, not digits, are flipped half of the time."""
-    n, _, h, w = x.shape
-    flip = torch.rand(n, generator=generator) < (0.5 if x.dtype == torch.uint8 else 0.0)
-    columns = torch.where(flip[:, None], torch.arange(w - 1, -1, -1), torch.arange(w))
-    shift = torch.randint(-(h // 8), h // 8 + 1, (2, n, 1), generator=generator)
-    rows, columns = (torch.arange(h) + shift[0]).clamp(0, h - 1), columns.add(shift[1]).clamp(0, w - 1)
-    x = x[torch.arange(n)[:, None, None], :, rows[:, :, None], columns[:, None, :]]
-    return scaled(x).permute(0, 3, 1, 2).contiguous(), y
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
@@ -236,7 +222,8 @@ def _train(
         batch_size=batch,
         seed=trial.seed,
         schedule=cosine(warmup=warmup),
-        transform=augment,
+        # photographs are mirrored, digits are not
+        transform=partial(shift_and_flip, mirror=0.5 if data[0].dtype == torch.uint8 else 0.0),
         checkpoint=trial.checkpoint(name),
         device=trial.device,
         on_step=lambda step, total, _: trial.progress(step, total, name),
@@ -302,7 +289,7 @@ def agc_widens_stable_rates(trial: Trial) -> dict[str, float]:
                 batch=size.sweep_batch,
                 warmup=max(1, size.sweep_epochs * (len(train_x) // size.sweep_batch) // 10),
             )
-            values[f"{arm}_{rate}"] = accuracy(net, scaled(test_x), test_y)
+            values[f"{arm}_{rate}"] = accuracy(net, standardised(test_x), test_y)
     bar = max(values.values()) - 0.05
     for arm in ("nf", "agc"):
         values[f"{arm}_largest"] = largest_stable(
@@ -349,13 +336,13 @@ def matches_batch_norm(trial: Trial) -> dict[str, float]:
         by_validation, rate, net = max(tried, key=lambda entry: entry[:2])
         chosen[arm] = (by_validation, rate)
         values[f"{arm}_rate"] = rate
-        values[arm] = accuracy(net, scaled(test_x), test_y)
+        values[arm] = accuracy(net, standardised(test_x), test_y)
     best = max((f"clipping_{clipping}" for clipping in size.clippings), key=lambda arm: chosen[arm][0])
     values["nf"], values["nf_clipping"] = values[best], float(best.rpartition("_")[2])
     if size.mistakes:  # the best setting, and the mistake most often made: the classifier is clipped as well
         data, rate, clipping = (train_x, train_y), chosen[best][1], values["nf_clipping"]
         _, _, net = _try(trial, "classifier clipped", nf, data, held_out, rate, clipping, size, clip_classifier=True)
-        values["classifier_clipped"] = accuracy(net, scaled(test_x), test_y)
+        values["classifier_clipped"] = accuracy(net, standardised(test_x), test_y)
     return values | {"accuracy_drop": values["batch_norm"] - values["nf"]}
 
 
@@ -383,4 +370,4 @@ def _try(
         batch=size.batch,
         warmup=size.warmup,
     )
-    return accuracy(net, scaled(x[:held_out]), y[:held_out]), rate, net
+    return accuracy(net, standardised(x[:held_out]), y[:held_out]), rate, net
