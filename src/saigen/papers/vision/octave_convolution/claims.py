@@ -35,7 +35,7 @@ class Size:
 # (README: rate 0.4, five epochs of warm-up, cosine), which asks for a machine that holds the images in memory.
 SIZES = {
     "tiny": Size((1, 1), (8, 8), 64, 64, 1, 32, (0.1, 0.3), 2, 16),
-    "laptop": Size((1, 1, 1), (8, 16, 32), 400, 1000, 12, 32, (0.1, 0.3), 10, 16),
+    "laptop": Size((1, 1, 1), (8, 16, 32), 600, 1000, 10, 32, (0.1, 0.3), 10, 16),
     "real": Size((1, 1, 1), (16, 32, 64), 10_000, 2000, 8, 64, (0.1, 0.3), 20, 32),
     "full": Size((3, 4, 6, 3), (64, 128, 256, 512), None, None, 110, 1024, (0.4,), 6250, 224),
 }
@@ -59,7 +59,7 @@ def gratings(n: int, side: int, generator: torch.Generator) -> tuple[Tensor, Ten
     grid = torch.arange(side, dtype=torch.float32)
     along = angle.cos()[:, None, None] * grid + angle.sin()[:, None, None] * grid[:, None]
     x = 0.5 + 0.25 * (wave[:, None, None] * along + phase[:, None, None]).cos()
-    return (x + 0.2 * torch.randn(x.shape, generator=generator))[:, None], y
+    return (x + 0.3 * torch.randn(x.shape, generator=generator))[:, None], y
 
 
 def octave_twin(net: ResNet, **options: object) -> OctResNet:
