@@ -47,7 +47,7 @@ class Size:
 NARROW = ((3, 8, 1, 1), (3, 8, 1, 2), (3, 8, 1, 1))
 SIZES = {
     "tiny": Size(NARROW[:1], 1.0, 8, 16, 24, 64, 64, 1, 32, (3e-3, 1e-2), 1, 1 / 3, 12),
-    "laptop": Size(NARROW, 1.0, 8, 32, 56, 1000, 797, 16, 64, (3e-3, 1e-2), 20, 1 / 3, 16),
+    "laptop": Size(NARROW, 1.0, 8, 32, 60, 1000, 797, 24, 64, (1e-2, 3e-2), 20, 1 / 3, 12),
     "real": Size(
         ((1, 8, 1, 1), (3, 8, 2, 2), (3, 16, 2, 2)), 1.0, 8, 64, 88, 6000, 2000, 6, 64, (3e-3, 1e-2), 20, 1 / 3, 32
     ),
@@ -56,16 +56,16 @@ SIZES = {
 
 
 def disturbed(x: Tensor, side: int, generator: torch.Generator) -> Tensor:
-    """Digits at ``side`` pixels, turned by up to 20 degrees, scaled, every other one inverted, under noise."""
+    """Digits at ``side`` pixels, turned by up to 12 degrees, scaled, every other one inverted, under noise."""
     n = len(x)
     angle, scale = torch.rand(2, n, generator=generator)
-    angle, scale = (2 * angle - 1) * math.radians(20), 0.9 + 0.3 * scale
+    angle, scale = (2 * angle - 1) * math.radians(12), 0.9 + 0.2 * scale
     cos, sin, zero = angle.cos() * scale, angle.sin() * scale, torch.zeros(n)
     turn = torch.stack([torch.stack([cos, -sin, zero], 1), torch.stack([sin, cos, zero], 1)], 1)
     grid = F.affine_grid(turn, [n, 1, side, side], align_corners=False)
     x = F.grid_sample(x, grid, align_corners=False)
     inverted = torch.rand(n, 1, 1, 1, generator=generator) < 0.5
-    return torch.where(inverted, 1 - x, x) + 0.15 * torch.randn(x.shape, generator=generator)
+    return torch.where(inverted, 1 - x, x) + 0.1 * torch.randn(x.shape, generator=generator)
 
 
 def _data(trial: Trial) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:

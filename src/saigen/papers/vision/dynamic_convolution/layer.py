@@ -196,8 +196,9 @@ class DynamicConv2d(_DynamicConv):
     ) -> "DynamicConv2d":
         """A dynamic layer of the shape of ``conv``: new kernels, or with ``noise`` its own, each with some noise.
 
-        The noise has ``noise`` times the deviation of the weight and adds up to zero over the kernels, so that under a
-        uniform attention the layer is ``conv``; the bias is copied. Raises ``ValueError`` unless zeros are padded.
+        New kernels are drawn each on its own, normal, as large as those of ``conv``: its network's way of starting.
+        The noise has ``noise`` times that size and adds up to zero over the kernels, so that under a uniform attention
+        the layer is ``conv``; the bias is copied. Raises ``ValueError`` unless zeros are padded.
         """
         if conv.padding_mode != "zeros":
             raise ValueError(f"conv pads with {conv.padding_mode!r}, allowed is 'zeros'")
@@ -207,11 +208,13 @@ class DynamicConv2d(_DynamicConv):
         options = {"num_kernels": num_kernels, "reduction": reduction, "temperature": temperature}
         layer = cls(conv.in_channels, conv.out_channels, *sizes, **options)
         layer = layer.to(conv.weight.device, conv.weight.dtype).train(conv.training)
-        if noise is not None:
-            drawn = torch.randn_like(layer.weight)
-            layer.weight.copy_(conv.weight + noise * conv.weight.std() * (drawn - drawn.mean(0)))
-            if conv.bias is not None:
-                layer.bias.copy_(conv.bias.expand_as(layer.bias))
+        drawn = conv.weight.square().mean().sqrt() * torch.randn_like(layer.weight)
+        if noise is None:
+            layer.weight.copy_(drawn)
+            return layer
+        layer.weight.copy_(conv.weight + noise * (drawn - drawn.mean(0)))
+        if conv.bias is not None:
+            layer.bias.copy_(conv.bias.expand_as(layer.bias))
         return layer
 
 
