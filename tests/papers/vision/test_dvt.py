@@ -88,10 +88,11 @@ def test_thresholds_and_budget_equal_official_search():
     for p, first, second, accuracy, cost in OFFICIAL["budget.rows"]:
         thresholds = calibrate_thresholds(probabilities.amax(-1), exit_fractions(p))
         finite = [1e8 if t == math.inf else t for t in thresholds]  # their stand-in where nobody leaves
-        close(torch.tensor(finite[:2]), torch.tensor([first, second]).float())
-        spent, right = budget_curve(list(probabilities.log()), truth, (1.0, 3.0, 7.0), [thresholds])
-        close(float(spent), cost)
-        close(float(right), accuracy)
+        close(torch.tensor(finite[:2]), torch.tensor([first, second], dtype=torch.float32))
+        taken = first_confident_exit(probabilities.amax(-1), thresholds)
+        assert torch.tensor((1.0, 3.0, 7.0))[taken].mean().item() == pytest.approx(cost, rel=1e-5)
+        right = probabilities.argmax(-1).gather(0, taken[None])[0] == truth
+        assert right.float().mean().item() == pytest.approx(accuracy, rel=1e-5)
 
 
 # --- identities --------------------------------------------------------------------------------------------------------------

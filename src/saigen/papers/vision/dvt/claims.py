@@ -34,18 +34,19 @@ class Size:
     test: int | None
     epochs: int
     batch: int
-    rates: tuple[float, ...]  # each arm, and each static net of its own, takes the one best on held-out images
+    rates: tuple[float, ...]  # of several, each arm and each static net takes the one best on held-out images
     net: dict[str, Any] = field(default_factory=dict)
     renders: int = 1  # pictures drawn of each digit for held-out and test images
     weight_decay: float = 0.05
+    xavier: bool = False  # a start at which so small a net learns at once
     side: int = 0  # of the user's images
 
 
 SCENES = {
     "img_size": 24,
     "in_chans": 1,
-    "splits": ((8, 8), (6, 6), (4, 4)),  # 9, 16 and 36 tokens: as in the paper each about twice the one before
-    "embed_dim": 32,
+    "splits": ((12, 12), (8, 8), (4, 4)),  # 4, 9 and 36 tokens, about in proportion to the 4x4, 7x7, 14x14 of table 1
+    "embed_dim": 24,
     "depth": 3,
     "num_heads": 2,
     "context_dim": 8,
@@ -54,8 +55,8 @@ SCENES = {
 }
 SMALL = {"img_size": 32, "splits": ((8, 8), (7, 5), (4, 4)), "embed_dim": 96, "depth": 6, "num_heads": 3}
 SIZES = {
-    "tiny": Size(200, 100, 100, 1, 50, (2e-3,), SCENES | {"depth": 1}),
-    "laptop": Size(900, 300, 597, 30, 64, (1e-3, 3e-3), SCENES, renders=3),
+    "tiny": Size(200, 100, 100, 1, 50, (6e-3,), SCENES | {"depth": 1}, xavier=True),
+    "laptop": Size(900, 300, 597, 50, 64, (6e-3,), SCENES, renders=3, xavier=True),
     "real": Size(
         10_000,
         1000,
@@ -80,33 +81,34 @@ class Task(NamedTuple):
     held_out: tuple[Tensor, Tensor]
     test: tuple[Tensor, Tensor]
     difficulty: Tensor | None
-    """The side of each test digit in pixels, negative: the larger, the harder."""
+    """How hard each test image is; None where nobody knows."""
 
 
-def draw_scenes(generator: torch.Generator, digits: Tensor, side: int = 24) -> tuple[Tensor, Tensor]:
-    """Each 8x8 digit (n, 1, 8, 8) at a size from 8 to ``side`` pixels somewhere in a noisy picture; and those sizes.
+SIDES, SHARES = (24, 16, 8), (0.5, 0.3, 0.2)  # most images are easy, few are hard
 
-    Small digits are hard: a coarse patch holds most of one. Strokes of no meaning lie about as clutter.
+
+def draw_scenes(generator: torch.Generator, digits: Tensor) -> tuple[Tensor, Tensor]:
+    """Each 8x8 digit (n, 1, 8, 8) in a picture of 24x24, and how hard that is (0, 1, 2).
+
+    Easy: the digit fills the picture. Harder: it is 16 pixels large, then 8, somewhere amid strong noise, which coarse
+    patches mix with it and fine ones do not. Places are multiples of 4 pixels.
     """
-    n = len(digits)
-
-    def uniform(low: float, high: float, *shape: int) -> Tensor:
-        return low + (high - low) * torch.rand(*shape, generator=generator)
-
-    size = torch.exp(uniform(math.log(8.0), math.log(float(side)), n))
-    scale = side / size
-    room = (1 - size / side) * 0.6  # how far the centre may lie from the middle, in half sides
-    centre = uniform(-1.0, 1.0, n, 2) * room[:, None]
-    theta = torch.zeros(n, 2, 3)
-    theta[:, 0, 0] = theta[:, 1, 1] = scale
-    theta[:, :, 2] = -centre * scale[:, None]
-    x = F.grid_sample(
-        digits.float(), F.affine_grid(theta, [n, 1, side, side], align_corners=False), align_corners=False
-    )
-    clutter = (torch.rand(n, 1, side, side, generator=generator) < 0.04).float() * uniform(0.2, 0.8, n, 1, 1, 1)
-    contrast = uniform(0.6, 1.0, n, 1, 1, 1)
-    x = torch.maximum(contrast * x, clutter) + 0.08 * torch.randn(n, 1, side, side, generator=generator)
-    return (x - 0.2) / 0.35, size
+    n, side = len(digits), SIDES[0]
+    x = 0.6 * torch.randn(n, 1, side, side, generator=generator)
+    kind = torch.multinomial(torch.tensor(SHARES), n, replacement=True, generator=generator)
+    place = torch.rand(n, 2, generator=generator)
+    grain = 0.1 * torch.randn(n, 1, side, side, generator=generator)
+    for k, s in enumerate(SIDES):
+        of_kind = (kind == k).nonzero().flatten()
+        if len(of_kind) == 0:
+            continue
+        digit = F.interpolate(digits[of_kind].float(), size=(s, s), mode="bilinear") + grain[of_kind, :, :s, :s]
+        # the smallest keep off the border
+        margin = 4 if s == 8 else 0
+        corner = margin + 4 * (place[of_kind] * ((side - s - 2 * margin) // 4 + 1)).long()
+        rows, columns = corner[:, :1] + torch.arange(s), corner[:, 1:] + torch.arange(s)
+        x[of_kind[:, None, None], 0, rows[:, :, None], columns[:, None, :]] = digit[:, 0]
+    return (x - 0.1) / 0.35, kind
 
 
 def make_task(trial: Trial, size: Size) -> Task:
@@ -120,18 +122,18 @@ def make_task(trial: Trial, size: Size) -> Task:
 
         def render(part: Any, purpose: str) -> tuple[Tensor, Tensor, Tensor]:
             x, y = part.x.repeat(size.renders, 1, 1, 1), part.y.repeat(size.renders)
-            pictures, sizes = draw_scenes(trial.generator(purpose), x)
-            return pictures, y, sizes
+            pictures, kind = draw_scenes(trial.generator(purpose), x)
+            return pictures, y, kind
 
         x, y, _ = render(held_out, "held out")
-        test_x, test_y, sizes = render(test, "test")
+        test_x, test_y, kind = render(test, "test")
         return Task(
             train.x,
             train.y,
             lambda generator, x, y: (draw_scenes(generator, x)[0], y),
             (x, y),
             (test_x, test_y),
-            -sizes,
+            kind,
         )
 
     images, test = (trial.data("images", size=size.side, part=part) for part in ("train", "test"))
@@ -182,6 +184,11 @@ def equal_accuracy_at_lower_cost(trial: Trial) -> dict[str, float]:
         reusing = DynamicTransformerCascade(num_classes=classes, **size.net)
     with trial.seeded("weights"):
         separate = DynamicTransformerCascade(num_classes=classes, **size.net, feature_reuse=False, relation_reuse=False)
+    for model in (reusing, separate) if size.xavier else ():
+        with trial.seeded("start"):
+            for module in model.modules():
+                if isinstance(module, torch.nn.Linear):
+                    torch.nn.init.xavier_uniform_(module.weight)
     costs = {
         name: [
             float(macs(_up_to(model, exit + 1), (reusing.in_chans, reusing.img_size, reusing.img_size)))
