@@ -54,9 +54,9 @@ def test_logits_and_gradients_equal_timm(name, options):
 def test_official_files_load_as_timm_loads_them(case, tmp_path):
     timm = need("timm")
     from tests.golden.augreg.make import CASES, CLASSES, HEADS, LAYERS, MLP, WIDTH
-    from tests.papers.vision.test_augreg import arrays, build
+    from tests.papers.vision.test_augreg import arrays, build, published
 
-    np.savez(tmp_path / "official.npz", **arrays(case))
+    np.savez(tmp_path / "official.npz", **published(arrays(case)))
     depths, patch, side = CASES[case]
     sizes = {"img_size": side, "patch_size": patch, "num_classes": CLASSES, "embed_dim": WIDTH, "depth": LAYERS}
     sizes |= {"num_heads": HEADS, "mlp_ratio": MLP / WIDTH}

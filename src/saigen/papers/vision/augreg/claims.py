@@ -18,11 +18,12 @@ from saigen.trial import Trial
 
 @dataclass(frozen=True)
 class Size:
-    sizes: tuple[float | int, ...]  # how many images plain training gets, the first also AugReg; shares of all if at most 1
+    sizes: tuple[
+        float | int, ...
+    ]  # how many images plain training gets, the first also AugReg; shares of all if at most 1
     held_out: int  # chooses AugReg's setting and nothing else
     test: int | None  # None: all there is
-    steps: int  # of plain training, whatever the size
-    longer: int  # AugReg's steps and those of the control, in so many times the plain ones
+    steps: int  # of every arm, plain or not, whatever its number of images: enough for augmentation to pay
     batch: int
     rate: float
     settings: tuple[tuple[str, float], ...]  # augmentation, and dropout with stochastic depth
@@ -34,18 +35,17 @@ DIGITS = {"img_size": 16, "patch_size": 4, "in_chans": 1, "embed_dim": 32, "dept
 CIFAR = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 4, "num_heads": 4}
 S16 = {"img_size": 224, "patch_size": 16, "embed_dim": 384, "depth": 12, "num_heads": 6}
 SIZES = {
-    "tiny": Size((50, 100), 50, 100, 3, 2, 32, 3e-3, (("medium1", 0.0),), DIGITS | {"depth": 1}),
-    "laptop": Size((100, 200, 400, 1000), 200, 597, 200, 3, 32, 3e-3, (("light1", 0.0), ("medium1", 0.1)), DIGITS),
+    "tiny": Size((50, 100), 50, 100, 4, 32, 3e-3, (("medium1", 0.0),), DIGITS | {"depth": 1}),
+    "laptop": Size((100, 200, 400, 1000), 200, 597, 400, 32, 3e-3, (("light1", 0.0), ("medium1", 0.1)), DIGITS),
     "real": Size(
-        (1000, 2000, 4000, 10_000), 1000, 4000, 400, 3, 64, 1e-3, (("light1", 0.0), ("medium1", 0.1)), CIFAR, 32
+        (1000, 2000, 4000, 10_000), 1000, 4000, 1200, 64, 1e-3, (("light1", 0.0), ("medium1", 0.1)), CIFAR, 32
     ),
-    # 1.28 M images for 300 epochs in batches of 4,096 are 93,750 steps; the tenth of them gets the same number
+    # 1.28 M images for 300 epochs in batches of 4,096 are 93,750 steps; a tenth of the images gets as many
     "full": Size(
         (0.1, 0.2, 0.5, 1.0),
         10_000,
         None,
-        31_250,
-        3,
+        93_750,
         4096,
         1e-3,
         (("light1", 0.0), ("medium1", 0.1), ("medium2", 0.0), ("strong2", 0.1)),
@@ -98,7 +98,7 @@ def augmentation_is_worth_data(trial: Trial) -> dict[str, float]:
     arms = len(counts) + 1 + len(size.settings)
     done = itertools.count(1)
 
-    def train(name: str, n: int, times: int, setting: str = "none", regularisation: float = 0.0) -> AugRegViT:
+    def train(name: str, n: int, steps: int, setting: str = "none", regularisation: float = 0.0) -> AugRegViT:
         with trial.seeded("weights"):
             model = AugRegViT(
                 num_classes=task.classes, drop_rate=regularisation, drop_path_rate=regularisation, **size.net
@@ -117,10 +117,10 @@ def augmentation_is_worth_data(trial: Trial) -> dict[str, float]:
             lambda model, x, y: sigmoid_xent(model(x), y),
             (task.x[:n], task.y[:n]),
             optimizer=torch.optim.AdamW(kernel_groups(model, lr=size.rate, weight_decay=0.1)),
-            steps=size.steps * times,
+            steps=steps,
             batch_size=min(size.batch, n),
             seed=trial.seed,
-            schedule=cosine(warmup=max(1, size.steps // 10)),
+            schedule=cosine(warmup=max(1, steps // 10)),
             transform=transform,
             clip=1.0,
             checkpoint=trial.checkpoint(name),
@@ -132,16 +132,16 @@ def augmentation_is_worth_data(trial: Trial) -> dict[str, float]:
     def score(model: AugRegViT, part: tuple[Tensor, Tensor]) -> float:
         return accuracy(model, 2 * part[0] - 1, part[1])
 
-    plain = [score(train(f"plain {n}", n, 1), task.test) for n in counts]
+    plain = [score(train(f"plain {n}", n, size.steps), task.test) for n in counts]
     values = {f"plain_{n}": value for n, value in zip(counts, plain, strict=True)}
-    values["plain_longer"] = score(train("plain longer", counts[0], size.longer), task.test)
+    # whether the long training harms plain training on the fewest images
+    values["plain_shorter"] = score(train("plain shorter", counts[0], max(1, size.steps // 3)), task.test)
     tried = []
     for setting, regularisation in size.settings:
-        model = train(f"{setting} {regularisation}", counts[0], size.longer, setting, regularisation)
+        model = train(f"{setting} {regularisation}", counts[0], size.steps, setting, regularisation)
         tried.append((score(model, task.held_out), score(model, task.test), setting))
         values[f"augreg_{setting}"] = tried[-1][1]
     values["augreg"] = max(tried, key=lambda entry: entry[0])[1]
     values["multiplier"] = data_multiplier(counts, plain, values["augreg"])
-    values["longer_multiplier"] = data_multiplier(counts, plain, values["plain_longer"])
-    values["gain_over_longer"] = values["augreg"] - values["plain_longer"]
+    values["gain"] = values["augreg"] - plain[0]
     return values
