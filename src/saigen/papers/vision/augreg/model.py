@@ -17,7 +17,7 @@ from saigen.nn.conv import same_padding
 from saigen.nn.flax import vit_from_flax
 from saigen.nn.vision_transformer import VisionTransformer, convert_vit_state_dict
 
-# --- the ResNet in front of a hybrid -----------------------------------------------------------------------------------
+# --- the ResNet in front of a hybrid ---------------------------------------------------------------------------------
 
 
 class StdConv2d(nn.Conv2d):
@@ -113,7 +113,7 @@ class HybridEmbed(nn.Module):
         return self.proj(self.backbone(x)).flatten(2).transpose(1, 2)
 
 
-# --- the models --------------------------------------------------------------------------------------------------------
+# --- the models ------------------------------------------------------------------------------------------------------
 
 
 class AugRegViT(VisionTransformer):

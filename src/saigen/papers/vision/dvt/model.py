@@ -123,7 +123,7 @@ def sinusoid(n: int, dim: int) -> Float[Tensor, "1 n d"]:
     return torch.where(j % 2 == 0, angle.sin(), angle.cos()).float().unsqueeze(0)
 
 
-# --- what a stage takes over from the one before ------------------------------------------------------------------------
+# --- what a stage takes over from the one before ---------------------------------------------------------------------
 
 
 def upsample_tokens(x: Float[Tensor, "b n d"], grid: int) -> Float[Tensor, "b m d"]:
@@ -157,7 +157,7 @@ def _mlp(inputs: int, hidden: int, outputs: int, drop: float) -> nn.Sequential:
 
 
 class FeatureReuse(nn.Sequential):
-    """The context E of a block (equation 2): ``(b, 1 + n, dim)`` of the stage before -> ``(b, 1 + grid², context_dim)``.
+    """The context E of a block (equation 2): (b, 1 + n, dim) of the stage before -> (b, 1 + grid², context_dim).
 
     A small MLP on the normed features, brought to the current grid, with zeros for the class token.
 
@@ -177,9 +177,9 @@ class FeatureReuse(nn.Sequential):
 
 
 class RelationReuse(nn.Sequential):
-    """What is added to the attention logits of a stage (equation 4): ``(b, c, 1 + n, 1 + n)`` -> ``(b, c, 1 + grid², 1 + grid²)``.
+    """What is added to the attention logits of a stage (equation 4): (b, c, 1 + n, 1 + n) -> (b, c, 1 + m, 1 + m).
 
-    ``channels`` c is depth · heads: the logits of all layers and heads of the stage before are mixed by two 1x1
+    m is grid², and ``channels`` c is depth · heads: the logits of all layers and heads of the stage before are mixed by two 1x1
     convolutions, then queries and keys are brought to the current grid.
     """
 
@@ -194,7 +194,7 @@ class RelationReuse(nn.Sequential):
         return upsample_tokens(r.transpose(1, 2), self.grid).transpose(1, 2).unflatten(0, (b, c))  # the keys
 
 
-# --- one stage -----------------------------------------------------------------------------------------------------------
+# --- one stage -------------------------------------------------------------------------------------------------------
 
 
 class StageBlock(nn.Module):
@@ -351,7 +351,7 @@ class Stage(nn.Module):
         return StageOutput(self.head(self.norm(tokens[:, 0])), tokens, kept)
 
 
-# --- the cascade ---------------------------------------------------------------------------------------------------------
+# --- the cascade -----------------------------------------------------------------------------------------------------
 
 STAGE_NAMES = ("less_less_token", "less_token", "normal_token")
 
@@ -566,7 +566,7 @@ def _keep_new_heads(model: DynamicTransformerCascade, state: dict[str, Tensor], 
             warnings.warn(f"{key} has another number of classes in the checkpoint and stays new", stacklevel=3)
 
 
-# --- the loss, and when to stop ----------------------------------------------------------------------------------------------
+# --- the loss, and when to stop --------------------------------------------------------------------------------------
 
 
 def cascade_loss(
@@ -679,7 +679,7 @@ def budget_curve(
     return torch.stack(spent).float(), torch.stack(accuracies).float()
 
 
-# --- the models of the paper --------------------------------------------------------------------------------------------------
+# --- the models of the paper -----------------------------------------------------------------------------------------
 
 T2T_12 = {"embed": "t2t", "splits": T2T_SPLITS, "embed_dim": 256, "depth": 12, "num_heads": 4, "mlp_ratio": 2.0}
 T2T_14 = {"embed": "t2t", "splits": T2T_SPLITS, "embed_dim": 384, "depth": 14, "num_heads": 6, "mlp_ratio": 3.0}
