@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from saigen.data import split
+from saigen.data import crop_and_flip, shift_and_flip, split, standardised
 from saigen.measure import latency, macs, speed_ratio
 from saigen.papers.vision.dvt.model import (
     DEIT_SPLITS,
@@ -56,7 +56,7 @@ SCENES = {
 SMALL = {"img_size": 32, "splits": ((8, 8), (7, 5), (4, 4)), "embed_dim": 96, "depth": 6, "num_heads": 3}
 SIZES = {
     "tiny": Size(200, 100, 100, 1, 50, (6e-3,), SCENES | {"depth": 1}, xavier=True),
-    "laptop": Size(900, 300, 597, 42, 64, (6e-3,), SCENES, renders=3, xavier=True),
+    "laptop": Size(900, 300, 597, 36, 64, (6e-3,), SCENES, renders=3, xavier=True),
     "real": Size(
         10_000,
         1000,
@@ -143,23 +143,9 @@ def make_task(trial: Trial, size: Size) -> Task:
     )
     if size.test and size.test < len(test):
         test = test.subset(split(test.y.numpy(), (size.test,), trial.rng("test"))[0])
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
-
-    def prepare(x: Tensor) -> Tensor:
-        return ((x.float() / 255 if x.dtype == torch.uint8 else x) - mean) / std
-
-    def augment(generator: torch.Generator, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Moved by up to an eighth over mirrored borders, and flipped half of the time."""
-        b, _, side, _ = x.shape
-        pad = side // 8
-        x = F.pad(prepare(x), (pad,) * 4, mode="reflect")
-        rows, columns = torch.randint(2 * pad + 1, (2, b, 1), generator=generator) + torch.arange(side)
-        columns = torch.where(torch.rand(b, 1, generator=generator) < 0.5, columns.flip(1), columns)
-        x = x[torch.arange(b)[:, None, None], :, rows[:, :, None], columns[:, None, :]]
-        return x.permute(0, 3, 1, 2).contiguous(), y
-
-    chosen = prepare(held_out.x), held_out.y
-    return Task(train.x, train.y, augment, chosen, (prepare(test.x), test.y), None)
+    augment = shift_and_flip if size.side < 64 else crop_and_flip
+    chosen = standardised(held_out.x), held_out.y
+    return Task(train.x, train.y, augment, chosen, (standardised(test.x), test.y), None)
 
 
 def _spearman(a: Tensor, b: Tensor) -> float:
