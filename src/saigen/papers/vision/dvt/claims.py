@@ -53,20 +53,20 @@ SCENES = {
     "reuse_hidden": 24,
     "mlp_ratio": 2.0,
 }
-SMALL = {"img_size": 32, "splits": ((8, 8), (7, 5), (4, 4)), "embed_dim": 96, "depth": 6, "num_heads": 3}
+SMALL = {
+    "img_size": 32,
+    "splits": ((16, 16), (8, 8), (4, 4)),
+    "embed_dim": 48,
+    "depth": 4,
+    "num_heads": 3,
+    "context_dim": 8,
+    "reuse_hidden": 24,
+    "mlp_ratio": 2.0,
+}
 SIZES = {
     "tiny": Size(200, 100, 100, 1, 50, (6e-3,), SCENES | {"depth": 1}, xavier=True),
     "laptop": Size(900, 300, 597, 36, 64, (6e-3,), SCENES, renders=3, xavier=True),
-    "real": Size(
-        10_000,
-        1000,
-        2000,
-        12,
-        100,
-        (1e-3,),
-        SMALL | {"mlp_ratio": 2.0, "context_dim": 12, "reuse_hidden": 32},
-        side=32,
-    ),
+    "real": Size(5000, 1000, 2000, 6, 50, (2e-3,), SMALL, xavier=True, side=32),
     "full": Size(None, 50_000, None, 310, 512, (5e-4,), {"splits": DEIT_SPLITS, "drop_path_rate": 0.1}, side=224),
 }
 SETTINGS = [p / 20 for p in range(1, 60)]  # the paper's grid of exit parameters
@@ -276,7 +276,7 @@ def _speedup(
     trial: Trial, finest: DynamicTransformerCascade, cascade: DynamicTransformerCascade, thresholds: Any, x: Tensor
 ) -> float:
     """Time of the static finest transformer over that of the cascade, early exit and all, on the same test images."""
-    x = x[: 20 if trial.scale == "tiny" else 512].to(trial.device)
+    x = x[: 20 if trial.scale == "tiny" else 256].to(trial.device)
     static = finest.stages[-1].to(trial.device).eval()
     cascade = cascade.to(trial.device).eval()
 
