@@ -1,0 +1,43 @@
+"""Dynamic Vision Transformer: more tokens only for the images that need them."""
+
+from saigen.papers.vision.dvt.model import (
+    DynamicTransformerCascade,
+    FeatureReuse,
+    RelationReuse,
+    Split,
+    Stage,
+    T2TModule,
+    TokenPerformer,
+    budget_curve,
+    budget_thresholds,
+    calibrate_thresholds,
+    cascade_loss,
+    confidence,
+    dvt_deit_small,
+    dvt_t2t_vit_12,
+    dvt_t2t_vit_14,
+    exit_fractions,
+    first_confident_exit,
+    upsample_tokens,
+)
+
+__all__ = [
+    "DynamicTransformerCascade",
+    "FeatureReuse",
+    "RelationReuse",
+    "Split",
+    "Stage",
+    "T2TModule",
+    "TokenPerformer",
+    "budget_curve",
+    "budget_thresholds",
+    "calibrate_thresholds",
+    "cascade_loss",
+    "confidence",
+    "dvt_deit_small",
+    "dvt_t2t_vit_12",
+    "dvt_t2t_vit_14",
+    "exit_fractions",
+    "first_confident_exit",
+    "upsample_tokens",
+]
