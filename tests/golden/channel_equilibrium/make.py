@@ -30,7 +30,7 @@ def prepare(module: torch.nn.Module) -> torch.nn.Module:
     for part in module.modules():
         for name, buffer in part.named_buffers(recurse=False):
             setattr(part, name, buffer.clone())
-    module.load_state_dict(weights(module.state_dict()))
+    module.double().load_state_dict(weights(module.state_dict()))
     return module
 
 
@@ -43,14 +43,19 @@ def main(checkout: Path) -> None:
     spec = importlib.util.spec_from_file_location("resnet_v1_ce", checkout / "imagenet" / "models" / "resnet_v1_ce.py")
     resnet = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(resnet)
-    torch.set_default_dtype(torch.float64)
+    eye = torch.eye
+    torch.eye = lambda *args, **options: eye(*args, dtype=torch.float64, **options)  # the official one is in float32
     golden = {}
     for name, (channels, size) in LAYERS.items():
         layer = prepare(CE(channels, num_channels=size)).train()
         x = (1.5 * draw(1, 4, channels, 5, 3) + 0.5).requires_grad_()
         y = layer(x)
         y.square().mean().backward()
-        golden |= {f"{name}.y": y.detach()[:, ::3], f"{name}.grad_x": x.grad[:, ::3], f"{name}.grad_w": layer.x_weight.grad}
+        golden |= {
+            f"{name}.y": y.detach()[:, ::3],
+            f"{name}.grad_x": x.grad[:, ::3],
+            f"{name}.grad_w": layer.x_weight.grad,
+        }
         golden[f"{name}.grad_fc"] = layer.AR.fc[0].weight.grad
         layer(draw(2, 4, channels, 5, 3))
         for buffer in ("running_mean", "running_wm"):

@@ -20,20 +20,25 @@ class Size:
     group: int  # d
     train: int | None  # None: all there is
     test: int | None
-    epochs: int
     batch: int
-    rates: tuple[float, ...]  # of several, each arm takes the one that does best on a held-out fifth of its training images
-    decay: float
     noise: float
     side: int
+    epochs: int
+    rates: tuple[
+        float, ...
+    ]  # of several, each arm takes the one that does best on a held-out fifth of its training images
+    decay: float
+    long_epochs: int  # the claim on inhibited channels asks what strong decay does in time, at one rate for both arms
+    long_rate: float
+    long_decay: float
 
 
-# tiny and laptop: noisy digits; real and full: the user's images
+# tiny and laptop: noisy digits; real and full: the user's images, full with the authors' rates and decay
 SIZES = {
-    "tiny": Size((8,), 8, 64, 64, 1, 32, (0.1,), 5e-3, 0.5, 8),
-    "laptop": Size((16, 32), 16, 500, 1200, 30, 50, (0.05, 0.2), 5e-3, 0.5, 16),
-    "real": Size((32, 64), 16, 10_000, 2000, 10, 64, (0.05, 0.2), 5e-4, 0.0, 16),
-    "full": Size((64, 128, 256, 512), 16, None, None, 100, 256, (0.1,), 1e-4, 0.0, 224),
+    "tiny": Size((8,), 8, 64, 64, 32, 0.3, 8, 1, (0.1,), 5e-3, 2, 0.1, 0.03),
+    "laptop": Size((16, 32), 16, 500, 1200, 50, 0.4, 16, 30, (0.05, 0.2), 5e-3, 60, 0.1, 0.03),
+    "real": Size((16, 32, 64), 16, 5000, 2000, 50, 0.0, 16, 10, (0.05, 0.2), 5e-4, 25, 0.1, 5e-3),
+    "full": Size((64, 128, 256, 512), 16, None, None, 256, 0.0, 224, 100, (0.1,), 1e-4, 100, 0.1, 1e-4),
 }
 
 
@@ -75,9 +80,7 @@ def with_block(net: nn.Sequential, arm: str, group: int) -> nn.Sequential:
             channels = layer.num_features
             branches = arm if arm in ("bd", "ir") else "both"
             layers.append(
-                SqueezeExcitation(channels)
-                if arm == "se"
-                else ChannelEquilibrium2d(channels, group, branches=branches)
+                SqueezeExcitation(channels) if arm == "se" else ChannelEquilibrium2d(channels, group, branches=branches)
             )
     return nn.Sequential(*layers)
 
@@ -118,30 +121,32 @@ def shift_and_flip(generator: torch.Generator, x: Tensor, y: Tensor) -> tuple[Te
     return scaled(x).permute(0, 3, 1, 2).contiguous(), y
 
 
-def train(trial: Trial, arms: tuple[str, ...]) -> tuple[dict[str, nn.Module], dict[str, float], Tensor]:
-    """Each arm's best net, its test accuracy, and the test images."""
+def train(
+    trial: Trial, arms: tuple[str, ...], rates: tuple[float, ...], decay: float, epochs: int
+) -> tuple[dict[str, nn.Module], dict[str, float], Tensor]:
+    """Each arm's net at the best of its rates, its test accuracy, and the test images."""
     size = SIZES[trial.scale]
     train_x, train_y, test_x, test_y, classes = images(trial)
     with trial.seeded("weights"):
         plain = plain_net(size, train_x.shape[1], classes)
         starts = {arm: with_block(plain, arm, size.group) for arm in arms}
-    held_out = len(train_x) // 5 if len(size.rates) > 1 else 0
+    held_out = len(train_x) // 5 if len(rates) > 1 else 0
     nets, values = {}, {}
     for arm, start in starts.items():
         tried = []
-        for rate in size.rates:
+        for rate in rates:
             net = copy.deepcopy(start)
             fit(
                 net,
                 lambda net, x, y: F.cross_entropy(net(x), y, label_smoothing=0.1),
                 (train_x[held_out:], train_y[held_out:]),
-                optimizer=torch.optim.SGD(net.parameters(), lr=rate, momentum=0.9, weight_decay=size.decay),
-                epochs=size.epochs,
+                optimizer=torch.optim.SGD(net.parameters(), lr=rate, momentum=0.9, weight_decay=decay),
+                epochs=epochs,
                 batch_size=size.batch,
                 seed=trial.seed,
                 schedule=cosine(warmup=20),
                 transform=shift_and_flip if train_x.dtype == torch.uint8 else None,
-                checkpoint=trial.checkpoint(f"{arm}_{rate}"),
+                checkpoint=trial.checkpoint(f"{arm}_{rate}_{epochs}"),
                 device=trial.device,
                 on_step=lambda step, total, _, arm=arm: trial.progress(step, total, arm),
             )
@@ -155,7 +160,8 @@ def train(trial: Trial, arms: tuple[str, ...]) -> tuple[dict[str, nn.Module], di
 
 def wakes_inhibited_channels(trial: Trial) -> dict[str, float]:
     """One seed: the share of inhibited channels after training with batch norm alone and with channel equilibrium."""
-    nets, values, test_x = train(trial, ("bn", "ce"))
+    size = SIZES[trial.scale]
+    nets, values, test_x = train(trial, ("bn", "ce"), (size.long_rate,), size.long_decay, size.long_epochs)
     for arm, net in nets.items():
         batches = [scaled(test_x[i : i + 200]).to(trial.device) for i in range(0, len(test_x), 200)]
         for threshold in (0.01, 0.03, 0.1):
@@ -167,7 +173,8 @@ def wakes_inhibited_channels(trial: Trial) -> dict[str, float]:
 
 def gains_accuracy(trial: Trial) -> dict[str, float]:
     """One seed: test accuracy with batch norm alone, squeeze-and-excitation and channel equilibrium."""
-    _, values, _ = train(trial, ("bn", "se", "ce"))
+    size = SIZES[trial.scale]
+    _, values, _ = train(trial, ("bn", "se", "ce"), size.rates, size.decay, size.epochs)
     return values | {
         "accuracy_gain": values["ce_accuracy"] - values["bn_accuracy"],
         "gain_over_se": values["ce_accuracy"] - values["se_accuracy"],
