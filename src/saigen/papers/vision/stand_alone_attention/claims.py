@@ -35,7 +35,7 @@ class Size:
 # tiny and laptop: digits and drawn marks; real and full: the user's images
 SIZES = {
     "tiny": Size((1,), (8,), 2, 3, 64, 64, 1, 32, (2e-3,), 16),
-    "laptop": Size((1, 1), (16, 32), 2, 7, 640, 797, 10, 32, (2e-3, 8e-3), 16),
+    "laptop": Size((1, 1), (16, 32), 2, 7, 640, 797, 10, 32, (4e-3,), 16),
     "real": Size((1, 1), (16, 32), 2, 7, 3000, 2000, 8, 50, (2e-3, 8e-3), 16),
     "full": Size((3, 4, 6, 3), (64, 128, 256, 512), 8, 7, None, None, 130, 4096, (2e-3,), 224),
 }
@@ -101,7 +101,7 @@ Data = tuple[Tensor, Tensor, Tensor, Tensor, int]
 def drawn(trial: Trial) -> Data:
     """The drawn relations: training and test images, the number of classes."""
     size = SIZES[trial.scale]
-    train, test = 2 * size.train, size.test
+    train, test = 2 * size.train, 2 * size.test  # as many as one likes, since they are drawn
     x, y = relations(train + test, size.side, trial.generator("relations"))
     trial.used("relations", fingerprint([x, y]))
     return x[:train], y[:train], x[train:], y[train:], 8
