@@ -13,7 +13,7 @@ def test_equals_halo_attention_with_blocks_of_one(backend):
     timm = need("timm")
     channels, heads, k, side = 16, 2, 5, 6
     d = channels // heads
-    theirs = timm.layers.HaloAttn(channels, num_heads=heads, block_size=1, halo_size=k // 2).double()
+    theirs = timm.layers.halo_attn.HaloAttn(channels, num_heads=heads, block_size=1, halo_size=k // 2).double()
     ours = LocalSelfAttention2d(channels, k, heads, scale=theirs.scale, backend=backend).double()
     with torch.no_grad():
         q, k_, v = ours.qkv.weight.unflatten(0, (heads, 3, d)).unbind(1)

@@ -66,22 +66,39 @@ def local_attention(
     return _over_windows(q, k, v, rows, columns, kernel_size)
 
 
+def _windows(x: Tensor, size: int) -> Tensor:
+    """(b, N, d, h, w) to (b, N, d, size * size, h * w): a copy of the window of every pixel."""
+    b, heads, d, h, w = x.shape
+    return F.unfold(x.flatten(1, 2), size, padding=size // 2).view(b, heads, d, size * size, h * w)
+
+
 def _over_windows(
     q: Tensor, k: Tensor | None, v: Tensor, rows: Tensor | None, columns: Tensor | None, size: int
 ) -> Tensor:
-    b, heads, d, h, w = q.shape
-
-    def windows(x: Tensor) -> Tensor:
-        return F.unfold(x.flatten(1, 2), size, padding=size // 2).view(b, heads, d, size * size, h * w)
-
+    d = q.shape[2]
     flat, logits = q.flatten(3), 0.0
     if k is not None:
-        logits = torch.einsum("bndp,bndop->bnop", flat, windows(k))
+        logits = torch.einsum("bndp,bndop->bnop", flat, _windows(k, size))
     if rows is not None:
         of_row = torch.einsum("bndp,ad->bnap", flat[:, :, : d // 2], rows)
         of_column = torch.einsum("bndp,ad->bnap", flat[:, :, d // 2 :], columns)
         logits = logits + (of_row[:, :, :, None] + of_column[:, :, None]).flatten(2, 3)
-    return torch.einsum("bnop,bndop->bndp", logits.softmax(2), windows(v)).view_as(q)
+    return torch.einsum("bnop,bndop->bndp", logits.softmax(2), _windows(v, size)).view_as(q)
+
+
+def _neighbourhoods(x: Tensor, block: int, size: int) -> Tensor:
+    """(b, N, d, h, w) to (b, N, down, across, d, side * side): what each block of pixels can see."""
+    h, w, p, side = *x.shape[3:], size // 2, block + size - 1
+    x = F.pad(x, (p, p + -w % block, p, p + -h % block)).unfold(3, side, block).unfold(4, side, block)
+    return x.permute(0, 1, 3, 4, 2, 5, 6).flatten(5)
+
+
+def _placed(logits: Tensor) -> Tensor:
+    """(..., block, size), by offset, to (..., block, side), by place: row i moves i to the right, the rest is out."""
+    block, size = logits.shape[-2:]
+    side = block + size - 1
+    padded = F.pad(logits, (0, block), value=float("-inf")).flatten(-2)
+    return padded[..., : block * side].unflatten(-1, (block, side))
 
 
 def _over_blocks(
@@ -94,32 +111,21 @@ def _over_blocks(
     bottom, right = -h % block, -w % block
     down, across = (h + bottom) // block, (w + right) // block
 
-    def neighbourhoods(x: Tensor) -> Tensor:
-        """(b, N, d, h, w) to (b, N, down, across, d, side * side)."""
-        p = size // 2
-        x = F.pad(x, (p, p + right, p, p + bottom)).unfold(3, side, block).unfold(4, side, block)
-        return x.permute(0, 1, 3, 4, 2, 5, 6).flatten(5)
-
-    def placed(logits: Tensor) -> Tensor:
-        """(..., block, size), by offset, to (..., block, side), by place: row i moves i to the right, the rest is out."""
-        padded = F.pad(logits, (0, block), value=float("-inf")).flatten(-2)
-        return padded[..., : block * side].unflatten(-1, (block, side))
-
     # queries (b, N, down, across, i, j, d)
     q = F.pad(q, (0, right, 0, bottom)).view(b, heads, d, down, block, across, block).permute(0, 1, 3, 5, 4, 6, 2)
     if rows is None:
-        of_row = of_column = placed(q.new_zeros(block, size))
+        of_row = of_column = _placed(q.new_zeros(block, size))
         of_row = of_row[:, None, :, None]
     else:
-        of_row = placed((q[..., : d // 2] @ rows.mT).transpose(-2, -3)).transpose(-2, -3)[..., None]
-        of_column = placed(q[..., d // 2 :] @ columns.mT)
+        of_row = _placed((q[..., : d // 2] @ rows.mT).transpose(-2, -3)).transpose(-2, -3)[..., None]
+        of_column = _placed(q[..., d // 2 :] @ columns.mT)
     # (b, N, down, across, i, j, a, b); a place outside the window of its query has minus infinity
     logits = of_row + of_column[..., None, :]
     if k is not None:
-        content = q.flatten(4, 5) @ neighbourhoods(k)
+        content = q.flatten(4, 5) @ _neighbourhoods(k, block, size)
         logits = content.unflatten(-1, (side, side)).unflatten(-3, (block, block)) + logits
     weights = logits.flatten(-2).flatten(-3, -2).softmax(-1)
-    y = (weights @ neighbourhoods(v).mT).view(b, heads, down, across, block, block, d)
+    y = (weights @ _neighbourhoods(v, block, size).mT).view(b, heads, down, across, block, block, d)
     y = y.permute(0, 1, 6, 2, 4, 3, 5).reshape(b, heads, d, down * block, across * block)
     return y[..., :h, :w]
 
@@ -127,14 +133,12 @@ def _over_blocks(
 def sinusoids(channels: int, h: int, w: int, like: Tensor) -> Tensor:
     """Absolute positions (channels, h, w): sines and cosines of the row in one half, of the column in the other."""
     half = channels // 2
-    pair = torch.arange(half, device=like.device) // 2
-    frequency = 10000.0 ** (-2 * pair / half)
-    phase = (torch.arange(half, device=like.device) % 2) * (torch.pi / 2)
-
-    def axis(n: int) -> Tensor:
-        return torch.sin(frequency[:, None] * torch.arange(n, device=like.device) + phase[:, None])
-
-    both = (axis(h)[:, :, None].expand(-1, -1, w), axis(w)[:, None].expand(-1, h, -1))
+    number = torch.arange(half, device=like.device)
+    frequency = 10000.0 ** (-2 * (number // 2) / half)
+    phase = (number % 2) * (torch.pi / 2)
+    place = torch.arange(max(h, w), device=like.device)
+    wave = torch.sin(frequency[:, None] * place + phase[:, None])
+    both = (wave[:, :h, None].expand(-1, -1, w), wave[:, None, :w].expand(-1, h, -1))
     return torch.cat(both).to(like.dtype)
 
 
@@ -303,11 +307,11 @@ class AttentionStem(nn.Module):
             raise ValueError(f"x is {h} x {w} pixels, allowed are multiples of block = {self.block}")
         squares, size = self._squares(x), self.block
 
-        def heads(y: Tensor) -> Tensor:
-            """(b, squares, places, out) to (b, squares, N, places, d)."""
-            return y.unflatten(-1, (self.num_heads, -1)).transpose(-2, -3)
-
-        q, k, v = heads(self.query(squares)), heads(self.key(squares)), heads(self._values(x, squares))
+        # (b, squares, places, out) to (b, squares, N, places, d)
+        q, k, v = (
+            y.unflatten(-1, (self.num_heads, -1)).transpose(-2, -3)
+            for y in (self.query(squares), self.key(squares), self._values(x, squares))
+        )
         place = torch.arange(size, device=x.device)
         offset = place - place[:, None] + size - 1  # (i, a)
         half, by_place = q.shape[-1] // 2, q.unflatten(-2, (size, size))
