@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from saigen.data import fingerprint, split
 from saigen.measure import macs, parameters
-from saigen.nn.resnet import conv3x3, resnet50
+from saigen.nn.resnet import resnet50
 from saigen.papers.vision.stand_alone_attention.layer import SASAResNet, sasa_resnet50
 from saigen.train import accuracy, cosine, fit
 from saigen.trial import Trial
@@ -65,7 +65,7 @@ def relations(n: int, side: int, generator: torch.Generator) -> tuple[Tensor, Te
 
 
 def build(size: Size, in_chans: int, classes: int, stages: Sequence[int], **options: object) -> SASAResNet:
-    """A net with attention in ``stages``; the stem of small images is one 3x3 convolution of stride 2."""
+    """A net with attention in ``stages``; on small images nothing is pooled after the stem's 7x7 of stride 2."""
     net = SASAResNet(
         size.depths,
         size.widths,
@@ -77,7 +77,7 @@ def build(size: Size, in_chans: int, classes: int, stages: Sequence[int], **opti
         **{"kernel_size": size.kernel_size, **options},
     )
     if size.side < 64:
-        net.conv1, net.maxpool = conv3x3(in_chans, size.widths[0], 2), nn.Identity()
+        net.maxpool = nn.Identity()
     return net
 
 
