@@ -19,7 +19,16 @@ HERE = Path(__file__).parent
 SEED = 20
 PIXELS = 12
 NAMES = (
-    *("gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "snow"),
+    *(
+        "gaussian_noise",
+        "shot_noise",
+        "impulse_noise",
+        "defocus_blur",
+        "glass_blur",
+        "motion_blur",
+        "zoom_blur",
+        "snow",
+    ),
     *("frost", "fog", "brightness", "contrast", "elastic_transform", "pixelate", "jpeg_compression", "speckle_noise"),
     *("gaussian_blur", "saturate"),
 )
@@ -70,9 +79,10 @@ def load_official(path: Path, side: int) -> dict:
     tree = ast.parse(path.read_text())
     keep = []
     for node in tree.body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name not in ("DistortImageFolder", "save_distorted"):
-            keep.append(node)
-        elif "wandlibrary.MagickMotionBlurImage.argtypes" in ast.unparse(node):
+        if (isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name not in (
+            "DistortImageFolder",
+            "save_distorted",
+        )) or "wandlibrary.MagickMotionBlurImage.argtypes" in ast.unparse(node):
             keep.append(node)
     import ctypes
     from io import BytesIO

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+Number = float | int
 Classifier = Callable[[Tensor], Tensor]
 Attack = Callable[[Classifier, Tensor, Tensor], Tensor]
 """Makes adversarial images from a model, images and labels: ``functools.partial(pgd, eps=1 / 255)``, say."""
@@ -29,7 +30,7 @@ class Normalized(nn.Module):
     """
 
     def __init__(
-        self, model: nn.Module, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+        self, model: nn.Module, mean: Sequence[Number] | None = None, std: Sequence[Number] | None = None
     ) -> None:
         super().__init__()
         known = getattr(model, "default_cfg", {})
@@ -43,12 +44,14 @@ class Normalized(nn.Module):
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
         if x.shape[1] != len(self.mean):
             raise ValueError(f"x has {x.shape[1]} channels, allowed are {len(self.mean)}, as many as mean has")
-        mean, std = (torch.tensor(values, dtype=x.dtype, device=x.device).view(1, -1, 1, 1) for values in (self.mean, self.std))
+        mean, std = (
+            torch.tensor(values, dtype=x.dtype, device=x.device).view(1, -1, 1, 1) for values in (self.mean, self.std)
+        )
         return self.model((x - mean) / std)
 
 
 def fgsm(
-    model: Classifier, x: Float[Tensor, "b c h w"], y: Int[Tensor, "b"], eps: float = 1 / 255
+    model: Classifier, x: Float[Tensor, "b c h w"], y: Int[Tensor, "b"], eps: Number = 1 / 255
 ) -> Float[Tensor, "b c h w"]:
     """The fast gradient sign method (Goodfellow et al., 2015): one step of ``eps`` up the loss in every pixel.
 
@@ -65,10 +68,10 @@ def pgd(
     model: Classifier,
     x: Float[Tensor, "b c h w"],
     y: Int[Tensor, "b"],
-    eps: float = 1 / 255,
+    eps: Number = 1 / 255,
     *,
     steps: int = 8,
-    step_size: float | None = None,
+    step_size: Number | None = None,
     random_start: bool = False,
     targeted: bool = False,
     generator: torch.Generator | None = None,
@@ -120,8 +123,8 @@ def spatial_attack(
     model: Classifier,
     x: Float[Tensor, "b c h w"],
     y: Int[Tensor, "b"],
-    angles: Sequence[float] = tuple(range(-30, 31, 2)),
-    shifts: Sequence[float] = (-0.1, -0.05, 0.0, 0.05, 0.1),
+    angles: Sequence[Number] = tuple(range(-30, 31, 2)),
+    shifts: Sequence[Number] = (-0.1, -0.05, 0.0, 0.05, 0.1),
 ) -> Float[Tensor, "b c h w"]:
     """The worst of a grid of rotations and translations (Engstrom et al., 2019): where the loss of ``y`` is largest.
 
@@ -143,7 +146,7 @@ def spatial_attack(
 
 
 def rotate_and_shift(
-    x: Float[Tensor, "b c h w"], degrees: float, down: float = 0.0, right: float = 0.0
+    x: Float[Tensor, "b c h w"], degrees: Number, down: Number = 0.0, right: Number = 0.0
 ) -> Float[Tensor, "b c h w"]:
     """Images turned counter-clockwise about their centre and moved by shares of their sides; bilinear, black outside."""
     if degrees == 0 and down == 0 and right == 0:
@@ -186,14 +189,15 @@ def transfer_matrix(
 ) -> dict[str, dict[str, float]]:
     """Accuracies ``[i][j]`` of model j on the images that the attack made with model i."""
     return {
-        i: {j: robust_accuracy(target, x, y, attack, source=source, batch_size=batch_size) for j, target in models.items()}
+        i: {
+            j: robust_accuracy(target, x, y, attack, source=source, batch_size=batch_size)
+            for j, target in models.items()
+        }
         for i, source in models.items()
     }
 
 
-def shape_bias(
-    predictions: Int[Tensor, "n"], shapes: Int[Tensor, "n"], textures: Int[Tensor, "n"]
-) -> dict[str, float]:
+def shape_bias(predictions: Int[Tensor, "n"], shapes: Int[Tensor, "n"], textures: Int[Tensor, "n"]) -> dict[str, float]:
     """What a model goes by where shape and texture disagree (Geirhos et al., 2019).
 
     Returns ``shape_bias``, the share of shape decisions among those for either cue (nan where there are none), and the
@@ -204,7 +208,9 @@ def shape_bias(
     """
     agreeing = int((shapes == textures).sum())
     if agreeing or len(shapes) == 0:
-        raise ValueError(f"{agreeing} of {len(shapes)} images have the same shape and texture, allowed are none of some")
+        raise ValueError(
+            f"{agreeing} of {len(shapes)} images have the same shape and texture, allowed are none of some"
+        )
     shape, texture = ((predictions == cue).double().mean().item() for cue in (shapes, textures))
     bias = shape / (shape + texture) if shape + texture else math.nan
     return {"shape_bias": bias, "shape": shape, "texture": texture, "neither": 1 - shape - texture}

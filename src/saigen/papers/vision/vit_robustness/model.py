@@ -7,7 +7,6 @@ times as wide. Keys are timm's (``resnetv2_*_bit``); the official arrays and the
 import re
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -133,7 +132,9 @@ class BiTResNet(nn.Module):
     ) -> None:
         super().__init__()
         if not depths or len(depths) != len(widths) or min(depths) < 1:
-            raise ValueError(f"depths is {tuple(depths)}, allowed are as many numbers >= 1 as widths has, {len(widths)}")
+            raise ValueError(
+                f"depths is {tuple(depths)}, allowed are as many numbers >= 1 as widths has, {len(widths)}"
+            )
         if width_factor < 1 or in_chans < 1:
             raise ValueError(f"width_factor is {width_factor} and in_chans is {in_chans}, allowed are numbers >= 1")
         if groups < 1 or any(width * width_factor // 4 % groups or width % 4 for width in widths):

@@ -6,7 +6,7 @@ Transformers' encoders (``layers``, ``layer``); sub-layers likewise, or give the
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ LISTS = ("blocks", "layers", "layer", "resblocks", "h")
 ATTENTIONS = ("attn", "self_attention", "attention", "self_attn")
 MLPS = ("mlp", "ffn", "feed_forward")
 
+Number = float | int
 Places = Sequence[int | str] | int | str
 
 
@@ -58,22 +59,40 @@ def _names(model: nn.Module, places: Places, kinds: Sequence[str] = ()) -> list[
     return found
 
 
-class _Nothing(nn.Module):
-    """Stands in for a sub-layer: what it adds to the residual stream is zero. PyTorch's attention gives a pair."""
-
-    def __init__(self, pair: bool = False) -> None:
-        super().__init__()
-        self.pair = pair
-
-    def forward(self, x: Tensor, *_: Any, **__: Any) -> Any:
-        return (torch.zeros_like(x), None) if self.pair else torch.zeros_like(x)
+def _nothing(module: nn.Module) -> Callable[..., Any]:
+    """What a sub-layer does that adds zero to the residual stream; PyTorch's attention gives a pair."""
+    pair = isinstance(module, nn.MultiheadAttention)
+    return lambda x, *_, **__: (torch.zeros_like(x), None) if pair else torch.zeros_like(x)
 
 
-class _Skip(nn.Module):
-    """Stands in for a block: the residual stream goes by."""
+def _skip(module: nn.Module) -> Callable[..., Any]:
+    """What a block does that lets the residual stream go by."""
+    return lambda x, *_, **__: x
 
-    def forward(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
-        return x
+
+@contextmanager
+def _forwards(model: nn.Module, changes: dict[str, Callable[[nn.Module], Callable[..., Any]]]) -> Iterator[nn.Module]:
+    """``model`` while modules, by dotted name, run another forward, made from the module itself."""
+    there = dict(model.named_modules())
+    for name in changes:
+        if name not in there or not name:
+            raise ValueError(f"{name!r} is no module of the {type(model).__name__}")
+    modules = [there[name] for name in changes]
+    before = [module.__dict__.get("forward") for module in modules]
+    # PyTorch's encoder would read the weights of its sub-layers past their forwards
+    fast = torch.backends.mha.get_fastpath_enabled()
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)
+        for module, change in zip(modules, changes.values(), strict=True):
+            module.forward = change(module)
+        yield model
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        for module, forward in zip(modules, before, strict=True):
+            if forward is None:
+                module.__dict__.pop("forward", None)
+            else:
+                module.forward = forward
 
 
 @contextmanager
@@ -90,29 +109,14 @@ def lesion(model: nn.Module, blocks: Places = (), attn: Places = (), mlp: Places
     >>> with lesion(model, blocks=[1], attn=-1):
     ...     _ = model(torch.rand(1, 3, 16, 16))
     """
-    wanted = {name: _Skip() for name in _names(model, blocks)}
-    there = dict(model.named_modules())
-    for name in (*_names(model, attn, ATTENTIONS), *_names(model, mlp, MLPS)):
-        wanted[name] = _Nothing(isinstance(there.get(name), nn.MultiheadAttention))
-    for name in wanted:
-        if name not in there or not name:
-            raise ValueError(f"{name!r} is no module of the {type(model).__name__}")
-    removed = []
-    try:
-        # the deepest first: a block may go together with one of its own sub-layers
-        for name, stand_in in sorted(wanted.items(), key=lambda entry: -entry[0].count(".")):
-            parent, child = there[name.rpartition(".")[0]], name.rpartition(".")[2]
-            removed.append((parent, child, parent._modules[child]))
-            parent._modules[child] = stand_in
+    removed = dict.fromkeys((*_names(model, attn, ATTENTIONS), *_names(model, mlp, MLPS)), _nothing)
+    with _forwards(model, removed | dict.fromkeys(_names(model, blocks), _skip)):
         yield model
-    finally:
-        for parent, child, module in reversed(removed):
-            parent._modules[child] = module
 
 
 def attention_mask(
     grid: tuple[int, int],
-    max_distance: float | None,
+    max_distance: Number | None,
     *,
     metric: Literal["chebyshev", "euclidean"] = "chebyshev",
     num_prefix_tokens: int = 1,
@@ -183,7 +187,7 @@ class _Masked(TorchFunctionMode):
 @contextmanager
 def restrict_attention(
     model: nn.Module,
-    max_distance: float | None = None,
+    max_distance: Number | None = None,
     *,
     layers: Places | None = None,
     patch_to_patch: bool = True,
@@ -211,34 +215,26 @@ def restrict_attention(
         tuple(grid), max_distance if patch_to_patch else 0, metric=metric, num_prefix_tokens=num_prefix_tokens
     )
     names = _names(model, range(len(find_blocks(model))) if layers is None else layers)
-    modules = {name: module for name, module in model.named_modules() if name in names}
-    if unknown := sorted(set(names) - set(modules)):
-        raise ValueError(f"{unknown[0]!r} is no module of the {type(model).__name__}")
     if bool(mask.all()):
         yield model
         return
 
-    def obeying(name: str, forward: Any) -> Any:
+    def obeying(module: nn.Module) -> Callable[..., Any]:
+        forward = module.forward
+
         def restricted(*args: Any, **kwargs: Any) -> Any:
             with _Masked(mask) as mode:
                 out = forward(*args, **kwargs)
             if not mode.obeyed:
-                raise ValueError(f"the attention of {name} does not see {len(mask)} tokens: give grid, num_prefix_tokens")
+                raise ValueError(
+                    f"no attention over {len(mask)} tokens in a {type(module).__name__}: give the right grid"
+                )
             return out
 
         return restricted
 
-    before = {name: module.__dict__.get("forward") for name, module in modules.items()}
-    try:
-        for name, module in modules.items():
-            module.forward = obeying(name, module.forward)
+    with _forwards(model, dict.fromkeys(names, obeying)):
         yield model
-    finally:
-        for name, module in modules.items():
-            if before[name] is None:
-                module.__dict__.pop("forward", None)
-            else:
-                module.forward = before[name]
 
 
 @torch.no_grad()

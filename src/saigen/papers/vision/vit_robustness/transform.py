@@ -19,6 +19,8 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+Number = float | int
+
 CORRUPTIONS = (
     *("gaussian_noise", "shot_noise", "impulse_noise"),
     *("defocus_blur", "glass_blur", "motion_blur", "zoom_blur"),
@@ -130,12 +132,16 @@ def corrupt(
         raise ValueError(f"x is {x.dtype} of shape {tuple(x.shape)}, allowed are floats (..., 1 or 3, height, width)")
     low, high = x.detach().aminmax()
     if low < 0 or high > 1:
-        raise ValueError(f"x goes from {low:.3g} to {high:.3g}, allowed are images in [0, 1]: normalise after corrupting")
+        raise ValueError(
+            f"x goes from {low:.3g} to {high:.3g}, allowed are images in [0, 1]: normalise after corrupting"
+        )
     if frost_textures is not None and (
         frost_textures.shape[1] != x.shape[-3]
         or any(a < b for a, b in zip(frost_textures.shape[-2:], x.shape[-2:], strict=True))
     ):
-        raise ValueError(f"frost_textures has shape {tuple(frost_textures.shape)}, allowed is no smaller than x: {x.shape}")
+        raise ValueError(
+            f"frost_textures has shape {tuple(frost_textures.shape)}, allowed is no smaller than x: {x.shape}"
+        )
     images = x.reshape(-1, *x.shape[-3:])
     images = images if images.dtype == torch.float64 else images.float()
     scale = min(x.shape[-2:]) / BENCHMARKS[benchmark][1]
@@ -164,7 +170,7 @@ def corruption_parameters(name: str, severity: int, benchmark: Literal["imagenet
 
 
 def mean_corruption_error(
-    errors: Mapping[str, float | Sequence[float]], baseline: Mapping[str, float] = ALEXNET_ERRORS
+    errors: Mapping[str, Number | Sequence[Number]], baseline: Mapping[str, Number] = ALEXNET_ERRORS
 ) -> float:
     """The mCE: each type's error, averaged over severities, in units of ``baseline``'s; then the mean over the types.
 
@@ -206,7 +212,7 @@ class _Draws:
             return self._legacy(self.source.normal(size=self._size(shape)), shape)
         return torch.randn(shape, dtype=self.like.dtype, **self._options()).to(self.like.device)
 
-    def uniform(self, low: float, high: float, *shape: int) -> Tensor:
+    def uniform(self, low: Number, high: Number, *shape: int) -> Tensor:
         if isinstance(self.source, np.random.RandomState):
             return self._legacy(self.source.uniform(low, high, size=self._size(shape)), shape)
         drawn = torch.rand(shape, dtype=self.like.dtype, **self._options())
@@ -226,19 +232,19 @@ class _Draws:
 # Noise
 
 
-def gaussian_noise(x: Tensor, sigma: float, *, scale: float, draws: _Draws) -> Tensor:
+def gaussian_noise(x: Tensor, sigma: Number, *, scale: Number, draws: _Draws) -> Tensor:
     return x + sigma * draws.normal(*x.shape)
 
 
-def speckle_noise(x: Tensor, sigma: float, *, scale: float, draws: _Draws) -> Tensor:
+def speckle_noise(x: Tensor, sigma: Number, *, scale: Number, draws: _Draws) -> Tensor:
     return x + x * sigma * draws.normal(*x.shape)
 
 
-def shot_noise(x: Tensor, photons: float, *, scale: float, draws: _Draws) -> Tensor:
+def shot_noise(x: Tensor, photons: Number, *, scale: Number, draws: _Draws) -> Tensor:
     return draws.poisson(x * photons) / photons
 
 
-def impulse_noise(x: Tensor, amount: float, *, scale: float, draws: _Draws) -> Tensor:
+def impulse_noise(x: Tensor, amount: Number, *, scale: Number, draws: _Draws) -> Tensor:
     hit = draws.uniform(0, 1, *x.shape) <= amount
     salt = draws.uniform(0, 1, *x.shape) <= 0.5
     return torch.where(hit, salt.to(x.dtype), x)
@@ -247,18 +253,18 @@ def impulse_noise(x: Tensor, amount: float, *, scale: float, draws: _Draws) -> T
 # Blur
 
 
-def gaussian_blur(x: Tensor, sigma: float, *, scale: float, draws: _Draws) -> Tensor:
+def gaussian_blur(x: Tensor, sigma: Number, *, scale: Number, draws: _Draws) -> Tensor:
     return _blur(x, sigma * scale, "edge", 4.0)
 
 
-def defocus_blur(x: Tensor, radius: float, alias: float, *, scale: float, draws: _Draws) -> Tensor:
+def defocus_blur(x: Tensor, radius: Number, alias: Number, *, scale: Number, draws: _Draws) -> Tensor:
     kernel = torch.from_numpy(_disk(radius * scale, alias)).to(x)
     reach, c = kernel.shape[0] // 2, x.shape[1]
     padded = _pick(x, torch.arange(-reach, x.shape[2] + reach), torch.arange(-reach, x.shape[3] + reach), "mirror")
     return F.conv2d(padded, kernel.expand(c, 1, -1, -1), groups=c)
 
 
-def glass_blur(x: Tensor, sigma: float, shift: int, rounds: int, *, scale: float, draws: _Draws) -> Tensor:
+def glass_blur(x: Tensor, sigma: Number, shift: int, rounds: int, *, scale: Number, draws: _Draws) -> Tensor:
     n, c, h, w = x.shape
     shift = max(1, round(shift * scale))
     # a whole level must not be lost to rounding
@@ -294,12 +300,12 @@ def _origins(target: Tensor, source: Tensor, count: int) -> Tensor:
     return pointer[:, :count] - count
 
 
-def motion_blur(x: Tensor, radius: float, sigma: float, *, scale: float, draws: _Draws) -> Tensor:
+def motion_blur(x: Tensor, radius: Number, sigma: Number, *, scale: Number, draws: _Draws) -> Tensor:
     angle = draws.uniform(-45, 45, x.shape[0])
     return _motion((255 * x).round(), radius * scale, sigma * scale, angle) / 255
 
 
-def _motion(levels: Tensor, radius: float, sigma: float, angle: Tensor) -> Tensor:
+def _motion(levels: Tensor, radius: Number, sigma: Number, angle: Tensor) -> Tensor:
     """ImageMagick's motion blur of 8-bit levels: half a Gaussian along a line of pixels, at ``angle`` degrees, (n,)."""
     n, _, h, w = levels.shape
     width = 2 * math.ceil(radius) + 1
@@ -316,12 +322,12 @@ def _motion(levels: Tensor, radius: float, sigma: float, angle: Tensor) -> Tenso
     return ((257 * out + 0.5).floor() / 257).floor()
 
 
-def zoom_blur(x: Tensor, end: float, step: float, *, scale: float, draws: _Draws) -> Tensor:
+def zoom_blur(x: Tensor, end: Number, step: Number, *, scale: Number, draws: _Draws) -> Tensor:
     factors = np.arange(1, end, step)  # rounding decides whether the end belongs to it, as in the benchmark
     return (x + sum(_zoom(x, float(factor)) for factor in factors)) / (len(factors) + 1)
 
 
-def _zoom(x: Tensor, factor: float) -> Tensor:
+def _zoom(x: Tensor, factor: Number) -> Tensor:
     """The middle of the images, enlarged to their size."""
     h, w = x.shape[-2:]
     inner = [math.ceil(side / factor) for side in (h, w)]
@@ -337,15 +343,15 @@ def _zoom(x: Tensor, factor: float) -> Tensor:
 
 def snow(
     x: Tensor,
-    mean: float,
-    deviation: float,
-    zoom: float,
-    threshold: float,
-    radius: float,
-    sigma: float,
-    weight: float,
+    mean: Number,
+    deviation: Number,
+    zoom: Number,
+    threshold: Number,
+    radius: Number,
+    sigma: Number,
+    weight: Number,
     *,
-    scale: float,
+    scale: Number,
     draws: _Draws,
 ) -> Tensor:
     n, c, h, w = x.shape
@@ -359,7 +365,7 @@ def snow(
 
 
 def frost(
-    x: Tensor, weight: float, frost_weight: float, *, scale: float, draws: _Draws, textures: Tensor | None
+    x: Tensor, weight: Number, frost_weight: Number, *, scale: Number, draws: _Draws, textures: Tensor | None
 ) -> Tensor:
     n, c, h, w = x.shape
     if textures is None:
@@ -378,13 +384,13 @@ def frost(
     return weight * x + frost_weight * torch.stack(crops).to(x)
 
 
-def fog(x: Tensor, strength: float, decay: float, *, scale: float, draws: _Draws) -> Tensor:
+def fog(x: Tensor, strength: Number, decay: Number, *, scale: Number, draws: _Draws) -> Tensor:
     n, _, h, w = x.shape
     brightest = x.amax((1, 2, 3), keepdim=True)
     return (x + strength * _plasma(draws, n, h, w, decay)) * (brightest / (brightest + strength))
 
 
-def _plasma(draws: _Draws, n: int, h: int, w: int, decay: float) -> Tensor:
+def _plasma(draws: _Draws, n: int, h: int, w: int, decay: Number) -> Tensor:
     """A cloud, (n, 1, h, w) in [0, 1]: diamond-square on a torus whose side is the next power of two."""
     side = 2 ** math.ceil(math.log2(max(h, w, 2)))
     cloud = draws.like.new_zeros(n, 1, side, side)
@@ -392,7 +398,7 @@ def _plasma(draws: _Draws, n: int, h: int, w: int, decay: float) -> Tensor:
     while step >= 2:
         half = step // 2
 
-        def shaken(total: Tensor, wibble: float = wibble) -> Tensor:
+        def shaken(total: Tensor, wibble: Number = wibble) -> Tensor:
             return total / 4 + wibble * draws.uniform(-wibble, wibble, *total.shape)
 
         corner, centre = cloud[..., ::step, ::step], cloud[..., half::step, half::step]
@@ -405,7 +411,7 @@ def _plasma(draws: _Draws, n: int, h: int, w: int, decay: float) -> Tensor:
     return (cloud / cloud.amax((2, 3), keepdim=True))[..., :h, :w]
 
 
-def brightness(x: Tensor, addition: float, *, scale: float, draws: _Draws) -> Tensor:
+def brightness(x: Tensor, addition: Number, *, scale: Number, draws: _Draws) -> Tensor:
     # hue and saturation do not change, so that a colour scales with HSV's value; black becomes grey
     value = x.amax(1, keepdim=True)
     raised = (value + addition).clamp(max=1)
@@ -415,12 +421,12 @@ def brightness(x: Tensor, addition: float, *, scale: float, draws: _Draws) -> Te
 # Digital
 
 
-def contrast(x: Tensor, factor: float, *, scale: float, draws: _Draws) -> Tensor:
+def contrast(x: Tensor, factor: Number, *, scale: Number, draws: _Draws) -> Tensor:
     mean = x.mean((2, 3), keepdim=True)
     return (x - mean) * factor + mean
 
 
-def saturate(x: Tensor, factor: float, addition: float, *, scale: float, draws: _Draws) -> Tensor:
+def saturate(x: Tensor, factor: Number, addition: Number, *, scale: Number, draws: _Draws) -> Tensor:
     value = x.amax(1, keepdim=True)
     spread = value - x.amin(1, keepdim=True)
     saturation = spread / value.clamp(min=1e-12)
@@ -432,7 +438,7 @@ def saturate(x: Tensor, factor: float, addition: float, *, scale: float, draws: 
 
 
 def elastic_transform(
-    x: Tensor, strength: float, sigma: float, shift: float, *, scale: float, draws: _Draws
+    x: Tensor, strength: Number, sigma: Number, shift: Number, *, scale: Number, draws: _Draws
 ) -> Tensor:
     n, _, h, w = x.shape
     centre, reach = torch.tensor([h // 2, w // 2]).double(), min(h, w) // 3
@@ -443,7 +449,9 @@ def elastic_transform(
     back = torch.linalg.solve(torch.cat((moved, ones), 2), corners.expand(n, 3, 2)).to(x)
     rows, columns = (torch.arange(side, dtype=x.dtype, device=x.device) for side in (h, w))
     from_x, from_y = (
-        back[:, 0, k].view(n, 1, 1) * columns + back[:, 1, k].view(n, 1, 1) * rows[:, None] + back[:, 2, k].view(n, 1, 1)
+        back[:, 0, k].view(n, 1, 1) * columns
+        + back[:, 1, k].view(n, 1, 1) * rows[:, None]
+        + back[:, 2, k].view(n, 1, 1)
         for k in (0, 1)
     )
     x = _sample(x, from_y, from_x, "mirror")
@@ -453,7 +461,7 @@ def elastic_transform(
     return _sample(x, rows[:, None] + down, columns + right, "repeat")
 
 
-def pixelate(x: Tensor, share: float, *, scale: float, draws: _Draws) -> Tensor:
+def pixelate(x: Tensor, share: Number, *, scale: Number, draws: _Draws) -> Tensor:
     levels = (255 * x).round()
     small = [max(1, int(side * share)) for side in x.shape[-2:]]
     for sides in (small, x.shape[-2:]):
@@ -464,7 +472,7 @@ def pixelate(x: Tensor, share: float, *, scale: float, draws: _Draws) -> Tensor:
     return levels / 255
 
 
-def jpeg_compression(x: Tensor, quality: int, *, scale: float, draws: _Draws) -> Tensor:
+def jpeg_compression(x: Tensor, quality: int, *, scale: Number, draws: _Draws) -> Tensor:
     done = []
     for levels in (255 * x.detach()).round().byte().permute(0, 2, 3, 1).cpu().numpy():
         file = io.BytesIO()
@@ -487,7 +495,7 @@ def _reflect(index: np.ndarray, n: int, border: str) -> np.ndarray:
 
 
 @lru_cache(maxsize=64)
-def _filter(n: int, sigma: float, radius: int, border: str) -> np.ndarray:
+def _filter(n: int, sigma: Number, radius: int, border: str) -> np.ndarray:
     """The Gaussian filter of a line of ``n`` pixels with 2 ``radius`` + 1 taps, as an (n, n) matrix."""
     offsets = np.arange(-radius, radius + 1)
     taps = np.exp(-0.5 * (offsets / sigma) ** 2)
@@ -497,7 +505,7 @@ def _filter(n: int, sigma: float, radius: int, border: str) -> np.ndarray:
     return matrix
 
 
-def _blur(x: Tensor, sigma: float, border: str, truncate: float) -> Tensor:
+def _blur(x: Tensor, sigma: Number, border: str, truncate: Number) -> Tensor:
     """SciPy's Gaussian filter of (..., h, w)."""
     radius = int(truncate * sigma + 0.5)
     if radius == 0:
@@ -507,7 +515,7 @@ def _blur(x: Tensor, sigma: float, border: str, truncate: float) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def _disk(radius: float, alias: float) -> np.ndarray:
+def _disk(radius: Number, alias: Number) -> np.ndarray:
     """A disc of the given radius, its edge smoothed by 3 taps, or by 5 where it is larger than 8 pixels."""
     reach = 8 if radius <= 8 else math.ceil(radius)
     squares = np.arange(-reach, reach + 1) ** 2
@@ -566,7 +574,18 @@ def _reflect_tensor(index: Tensor, n: int, border: str) -> Tensor:
 _FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     function.__name__: function
     for function in (
-        *(gaussian_noise, shot_noise, impulse_noise, defocus_blur, glass_blur, motion_blur, zoom_blur, snow, frost, fog),
+        *(
+            gaussian_noise,
+            shot_noise,
+            impulse_noise,
+            defocus_blur,
+            glass_blur,
+            motion_blur,
+            zoom_blur,
+            snow,
+            frost,
+            fog,
+        ),
         *(brightness, contrast, elastic_transform, pixelate, jpeg_compression, speckle_noise, gaussian_blur, saturate),
     )
 }
