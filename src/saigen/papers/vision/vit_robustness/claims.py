@@ -86,7 +86,7 @@ def figures(n: int, side: int, generator: torch.Generator) -> tuple[Tensor, Tens
     finely or coarsely; the ground has stripes of either kind, fainter.
     """
 
-    def uniform(low: float, high: float, *shape: int) -> Tensor:
+    def uniform(low: float | int, high: float | int, *shape: int) -> Tensor:
         return low + (high - low) * torch.rand(n, *shape, generator=generator)
 
     y = torch.randint(SHAPES * TEXTURES, (n,), generator=generator)

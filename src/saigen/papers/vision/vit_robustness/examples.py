@@ -230,9 +230,9 @@ def examples() -> Iterator[Example]:
 def _bit(backward: bool, peer: bool) -> Callable[[], object]:
     net = resnetv2_50x1_bit().train(backward)
     if peer:
-        from saigen.testing.peers import import_peer
+        import timm
 
-        theirs = import_peer("timm").create_model("resnetv2_50x1_bit").train(backward)
+        theirs = timm.create_model("resnetv2_50x1_bit").train(backward)
         theirs.load_state_dict(net.state_dict())
         net = theirs
     x = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))

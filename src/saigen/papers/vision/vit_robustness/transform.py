@@ -6,7 +6,6 @@ Each function below takes images (n, c, h, w) in [0, 1], its parameters, the sca
 [0, 1]: ``corrupt`` clips. What the benchmark does on 8-bit levels (glass, motion, snow, pixelate, JPEG) is done on them.
 """
 
-import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
@@ -16,8 +15,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from PIL import Image
 from torch import Tensor
+
+from saigen.nn.filters import box_resize, gaussian_filter, gaussian_matrix, jpeg, pad, sample
 
 Number = float | int
 
@@ -254,13 +254,12 @@ def impulse_noise(x: Tensor, amount: Number, *, scale: Number, draws: _Draws) ->
 
 
 def gaussian_blur(x: Tensor, sigma: Number, *, scale: Number, draws: _Draws) -> Tensor:
-    return _blur(x, sigma * scale, "edge", 4.0)
+    return gaussian_filter(x, sigma * scale, "edge", 4.0)
 
 
 def defocus_blur(x: Tensor, radius: Number, alias: Number, *, scale: Number, draws: _Draws) -> Tensor:
     kernel = torch.from_numpy(_disk(radius * scale, alias)).to(x)
-    reach, c = kernel.shape[0] // 2, x.shape[1]
-    padded = _pick(x, torch.arange(-reach, x.shape[2] + reach), torch.arange(-reach, x.shape[3] + reach), "mirror")
+    padded, c = pad(x, kernel.shape[0] // 2, "mirror"), x.shape[1]
     return F.conv2d(padded, kernel.expand(c, 1, -1, -1), groups=c)
 
 
@@ -269,7 +268,7 @@ def glass_blur(x: Tensor, sigma: Number, shift: int, rounds: int, *, scale: Numb
     shift = max(1, round(shift * scale))
     # a whole level must not be lost to rounding
     slack = 2000 * torch.finfo(x.dtype).eps
-    levels = (255 * _blur(x, sigma * scale, "edge", 4.0) + slack).floor().flatten(2)
+    levels = (255 * gaussian_filter(x, sigma * scale, "edge", 4.0) + slack).floor().flatten(2)
     rows = torch.arange(h - shift, shift, -1, device=x.device)
     columns = torch.arange(w - shift, shift, -1, device=x.device)
     target = (rows[:, None] * w + columns).flatten()
@@ -277,7 +276,7 @@ def glass_blur(x: Tensor, sigma: Number, shift: int, rounds: int, *, scale: Numb
         dx, dy = draws.integers(-shift, shift, n, len(target), 2).unbind(-1)
         origin = _origins(target, target + dy * w + dx, h * w)
         levels = levels.gather(2, origin[:, None].expand(-1, c, -1))
-    return _blur(levels.view(n, c, h, w) / 255, sigma * scale, "edge", 4.0)
+    return gaussian_filter(levels.view(n, c, h, w) / 255, sigma * scale, "edge", 4.0)
 
 
 def _origins(target: Tensor, source: Tensor, count: int) -> Tensor:
@@ -336,6 +335,20 @@ def _zoom(x: Tensor, factor: Number) -> Tensor:
     large = F.interpolate(crop, [round(side * factor) for side in inner], mode="bilinear", align_corners=True)
     top, left = (large.shape[-2] - h) // 2, (large.shape[-1] - w) // 2
     return large[..., top : top + h, left : left + w]
+
+
+@lru_cache(maxsize=64)
+def _disk(radius: Number, alias: Number) -> np.ndarray:
+    """A disc of the given radius, its edge smoothed by 3 taps, or by 5 where it is larger than 8 pixels."""
+    reach = 8 if radius <= 8 else math.ceil(radius)
+    squares = np.arange(-reach, reach + 1) ** 2
+    disk = (squares + squares[:, None] <= radius**2).astype(np.float64)
+    smooth = gaussian_matrix(len(disk), alias, 1 if radius <= 8 else 2, "mirror")
+    disk = smooth @ (disk / disk.sum()) @ smooth.T
+    rim = 0
+    while rim < reach and not disk[rim].any():
+        rim += 1
+    return disk[rim : len(disk) - rim, rim : len(disk) - rim].copy()
 
 
 # Weather
@@ -454,121 +467,22 @@ def elastic_transform(
         + back[:, 2, k].view(n, 1, 1)
         for k in (0, 1)
     )
-    x = _sample(x, from_y, from_x, "mirror")
+    x = sample(x, from_y, from_x, "mirror")
     right, down = (
-        strength * scale * _blur(draws.uniform(-1, 1, n, 1, h, w), sigma * scale, "repeat", 3.0)[:, 0] for _ in range(2)
+        strength * scale * gaussian_filter(draws.uniform(-1, 1, n, 1, h, w), sigma * scale, "repeat", 3.0)[:, 0]
+        for _ in range(2)
     )
-    return _sample(x, rows[:, None] + down, columns + right, "repeat")
+    return sample(x, rows[:, None] + down, columns + right, "repeat")
 
 
 def pixelate(x: Tensor, share: Number, *, scale: Number, draws: _Draws) -> Tensor:
-    levels = (255 * x).round()
-    small = [max(1, int(side * share)) for side in x.shape[-2:]]
-    for sides in (small, x.shape[-2:]):
-        # width first, each pass back to whole levels, as Pillow does
-        across = torch.from_numpy(_box(levels.shape[-1], sides[1])).to(x)
-        levels = (levels @ across.T + 0.5).floor()
-        levels = (torch.from_numpy(_box(levels.shape[-2], sides[0])).to(x) @ levels + 0.5).floor()
-    return levels / 255
+    h, w = x.shape[-2:]
+    small = box_resize((255 * x).round(), (max(1, int(h * share)), max(1, int(w * share))))
+    return box_resize(small, (h, w)) / 255
 
 
 def jpeg_compression(x: Tensor, quality: int, *, scale: Number, draws: _Draws) -> Tensor:
-    done = []
-    for levels in (255 * x.detach()).round().byte().permute(0, 2, 3, 1).cpu().numpy():
-        file = io.BytesIO()
-        Image.fromarray(levels[..., 0] if levels.shape[-1] == 1 else levels).save(file, "JPEG", quality=quality)
-        decoded = np.asarray(Image.open(file))
-        done.append(torch.from_numpy(decoded.reshape(levels.shape).copy()).permute(2, 0, 1))
-    return torch.stack(done).to(x) / 255
-
-
-# Filters as matrices: their size does not depend on how wide the filter is
-
-
-def _reflect(index: np.ndarray, n: int, border: str) -> np.ndarray:
-    """Indices brought into 0..n-1: "edge" aaa|abc, "repeat" cba|abc (the edge twice), "mirror" cb|abc (the edge once)."""
-    if border == "edge" or n == 1:
-        return index.clip(0, n - 1)
-    period = 2 * n if border == "repeat" else 2 * n - 2
-    index = index % period
-    return np.minimum(index, period - (border == "repeat") - index)
-
-
-@lru_cache(maxsize=64)
-def _filter(n: int, sigma: Number, radius: int, border: str) -> np.ndarray:
-    """The Gaussian filter of a line of ``n`` pixels with 2 ``radius`` + 1 taps, as an (n, n) matrix."""
-    offsets = np.arange(-radius, radius + 1)
-    taps = np.exp(-0.5 * (offsets / sigma) ** 2)
-    matrix = np.zeros((n, n))
-    rows = np.broadcast_to(np.arange(n)[:, None], (n, len(offsets)))
-    np.add.at(matrix, (rows, _reflect(rows + offsets, n, border)), taps / taps.sum())
-    return matrix
-
-
-def _blur(x: Tensor, sigma: Number, border: str, truncate: Number) -> Tensor:
-    """SciPy's Gaussian filter of (..., h, w)."""
-    radius = int(truncate * sigma + 0.5)
-    if radius == 0:
-        return x
-    down, across = (torch.from_numpy(_filter(side, sigma, radius, border)).to(x) for side in x.shape[-2:])
-    return down @ x @ across.T
-
-
-@lru_cache(maxsize=64)
-def _disk(radius: Number, alias: Number) -> np.ndarray:
-    """A disc of the given radius, its edge smoothed by 3 taps, or by 5 where it is larger than 8 pixels."""
-    reach = 8 if radius <= 8 else math.ceil(radius)
-    squares = np.arange(-reach, reach + 1) ** 2
-    disk = (squares + squares[:, None] <= radius**2).astype(np.float64)
-    smooth = _filter(len(disk), alias, 1 if radius <= 8 else 2, "mirror")
-    disk = smooth @ (disk / disk.sum()) @ smooth.T
-    rim = 0
-    while rim < reach and not disk[rim].any():
-        rim += 1
-    return disk[rim : len(disk) - rim, rim : len(disk) - rim].copy()
-
-
-@lru_cache(maxsize=64)
-def _box(n: int, m: int) -> np.ndarray:
-    """Pillow's box resampling from ``n`` to ``m`` pixels as an (m, n) matrix: a pixel belongs to one box or another."""
-    step = n / m
-    wide = max(step, 1.0)
-    centre = (np.arange(m)[:, None] + 0.5) * step
-    place = (np.arange(n) + 0.5 - centre) / wide
-    inside = ((place > -0.5) & (place <= 0.5)).astype(np.float64)
-    return inside / inside.sum(1, keepdims=True)
-
-
-def _pick(x: Tensor, rows: Tensor, columns: Tensor, border: str) -> Tensor:
-    """``x`` at whole rows and columns that may lie outside."""
-    h, w = x.shape[-2:]
-    rows, columns = (
-        torch.from_numpy(_reflect(index.numpy(), n, border)).to(x.device) for index, n in ((rows, h), (columns, w))
-    )
-    return x[..., rows, :][..., columns]
-
-
-def _sample(x: Tensor, rows: Tensor, columns: Tensor, border: str) -> Tensor:
-    """Bilinear values of (n, c, h, w) at ``rows`` and ``columns``, each (n, h, w), in pixels."""
-    n, c, h, w = x.shape
-    top, left = rows.floor(), columns.floor()
-    down, right = (rows - top)[:, None], (columns - left)[:, None]
-    ys, xs = (
-        [_reflect_tensor(first.long() + step, side, border) for step in (0, 1)] for first, side in ((top, h), (left, w))
-    )
-    flat = x.flatten(2)
-    (a, b), (d, e) = (
-        [flat.gather(2, (y * w + z).flatten(1)[:, None].expand(-1, c, -1)).view(n, c, h, w) for z in xs] for y in ys
-    )
-    return (1 - down) * ((1 - right) * a + right * b) + down * ((1 - right) * d + right * e)
-
-
-def _reflect_tensor(index: Tensor, n: int, border: str) -> Tensor:
-    if n == 1:
-        return torch.zeros_like(index)
-    period = 2 * n if border == "repeat" else 2 * n - 2
-    index = index % period
-    return torch.minimum(index, period - (border == "repeat") - index)
+    return jpeg((255 * x.detach()).round().byte(), quality).to(x) / 255
 
 
 _FUNCTIONS: dict[str, Callable[..., Tensor]] = {
