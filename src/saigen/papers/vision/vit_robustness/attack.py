@@ -82,6 +82,10 @@ def pgd(
     begins anywhere in the ball, drawn by ``generator``; ``targeted`` steps down the loss of ``y`` instead of up.
 
     Raises ``ValueError`` for negative radii, no steps, and images outside [0, 1].
+
+    >>> model, x = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), torch.rand(3, 1, 2, 2)
+    >>> pgd(model, x, torch.tensor([0, 1, 1]), eps=4 / 255).shape
+    torch.Size([3, 1, 2, 2])
     """
     if eps < 0:
         raise ValueError(f"eps is {eps}, allowed is eps >= 0, in units of pixels in [0, 1]")
@@ -130,6 +134,10 @@ def spatial_attack(
 
     ``angles`` in degrees, ``shifts`` as shares of the side, tried in both directions; what comes into view is black.
     A sample that no point of the grid fools keeps the point that is nearest to it.
+
+    >>> model, x = nn.Sequential(nn.Flatten(), nn.Linear(16, 2)), torch.rand(3, 1, 4, 4)
+    >>> spatial_attack(model, x, torch.tensor([0, 1, 1]), angles=(-30, 0, 30), shifts=(0.0,)).shape
+    torch.Size([3, 1, 4, 4])
     """
     x = _checked(x)
     worst, worst_loss = x.clone(), torch.full((len(x),), -math.inf, device=x.device)
@@ -148,7 +156,11 @@ def spatial_attack(
 def rotate_and_shift(
     x: Float[Tensor, "b c h w"], degrees: Number, down: Number = 0.0, right: Number = 0.0
 ) -> Float[Tensor, "b c h w"]:
-    """Images turned counter-clockwise about their centre and moved by shares of their sides; bilinear, black outside."""
+    """Images turned counter-clockwise about their centre and moved by shares of their sides; bilinear, black outside.
+
+    >>> rotate_and_shift(torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]]), 90).round().tolist()
+    [[[[2.0, 4.0], [1.0, 3.0]]]]
+    """
     if degrees == 0 and down == 0 and right == 0:
         return x
     h, w = x.shape[-2:]
@@ -169,7 +181,12 @@ def robust_accuracy(
     source: Classifier | None = None,
     batch_size: int = 256,
 ) -> float:
-    """The share of images that ``model`` still gets right after ``attack``, made for it or for the model ``source``."""
+    """The share of images that ``model`` still gets right after ``attack``, made for it or for the model ``source``.
+
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    >>> 0 <= robust_accuracy(model, torch.rand(3, 1, 2, 2), torch.tensor([0, 1, 1]), fgsm) <= 1
+    True
+    """
     right = 0
     for images, labels in zip(x.split(batch_size), y.split(batch_size), strict=True):
         if attack is not None:
@@ -187,7 +204,12 @@ def transfer_matrix(
     *,
     batch_size: int = 256,
 ) -> dict[str, dict[str, float]]:
-    """Accuracies ``[i][j]`` of model j on the images that the attack made with model i."""
+    """Accuracies ``[i][j]`` of model j on the images that the attack made with model i.
+
+    >>> models = {name: nn.Sequential(nn.Flatten(), nn.Linear(4, 2)) for name in "ab"}
+    >>> list(transfer_matrix(models, torch.rand(3, 1, 2, 2), torch.tensor([0, 1, 1]), fgsm)["a"])
+    ['a', 'b']
+    """
     return {
         i: {
             j: robust_accuracy(target, x, y, attack, source=source, batch_size=batch_size)
@@ -220,6 +242,9 @@ def restricted_predictions(logits: Float[Tensor, "n k"], classes: Sequence[int] 
     """The most likely of ``classes`` (as ImageNet-A and -R count, which have 200 of the 1000), in the numbers of all.
 
     Raises ``ValueError`` where ``classes`` is empty or names a class that has no logit.
+
+    >>> restricted_predictions(torch.tensor([[9.0, 1.0, 2.0]]), [1, 2])
+    tensor([2])
     """
     classes = torch.as_tensor(classes, device=logits.device)
     if not len(classes) or classes.min() < 0 or classes.max() >= logits.shape[1]:

@@ -113,6 +113,7 @@ class BiTResNet(nn.Module):
     ``depths`` are the blocks of each stage; ``widths`` their output channels before ``width_factor``. ``groups`` are those
     of every group norm. ``small_stem`` keeps the resolution of small images. Raises ``ValueError`` for impossible sizes.
 
+    >>> import torch
     >>> BiTResNet((1, 1), widths=(32, 64), groups=8, num_classes=10, small_stem=True)(torch.rand(2, 3, 16, 16)).shape
     torch.Size([2, 10])
     """
@@ -208,6 +209,7 @@ _KIND = {"kernel": "weight", "gamma": "weight", "scale": "weight", "beta": "bias
 def convert_bit_state_dict(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """timm's keys of a BiT ResNet; the official arrays (``resnet/block1/unit01/a/…``) are turned round.
 
+    >>> import torch
     >>> list(convert_bit_state_dict({"body.block2.unit03.gn1.weight": torch.ones(512)}))
     ['stages.1.blocks.2.norm1.weight']
     """

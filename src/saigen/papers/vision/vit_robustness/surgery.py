@@ -203,6 +203,11 @@ def restrict_attention(
 
     Works for any implementation that goes through ``scaled_dot_product_attention`` or a softmax of (…, n, n) scores.
     Raises ``ValueError`` where the grid is not known, and where attention took place and could not be restricted.
+
+    >>> from saigen.nn.vision_transformer import VisionTransformer
+    >>> model = VisionTransformer(img_size=16, patch_size=8, embed_dim=8, depth=3, num_heads=2).eval()
+    >>> with restrict_attention(model, max_distance=0, layers=[-1]):
+    ...     _ = model(torch.rand(1, 3, 16, 16))
     """
     if grid is None:
         embedding = getattr(model, "patch_embed", None)
@@ -241,7 +246,13 @@ def restrict_attention(
 def block_outputs(
     model: nn.Module, x: Float[Tensor, "n c h w"], *, blocks: Sequence[int | str] | None = None, batch_size: int = 256
 ) -> list[Tensor]:
-    """The outputs of the blocks, after the residual additions, for all images: one tensor a block, on the CPU."""
+    """The outputs of the blocks, after the residual additions, for all images: one tensor a block, on the CPU.
+
+    >>> from saigen.nn.vision_transformer import VisionTransformer
+    >>> model = VisionTransformer(img_size=16, patch_size=8, embed_dim=8, depth=3, num_heads=2).eval()
+    >>> [tuple(out.shape) for out in block_outputs(model, torch.rand(2, 3, 16, 16), blocks=[0, -1])]
+    [(2, 5, 8), (2, 5, 8)]
+    """
     names = _names(model, range(len(find_blocks(model))) if blocks is None else blocks)
     modules = dict(model.named_modules())
     kept: dict[str, list[Tensor]] = {name: [] for name in names}
@@ -273,6 +284,11 @@ def layer_similarity(
 
     "cosine" is the mean over images and tokens of the cosine of the two vectors, each less its block's mean; "cka" the
     linear centred kernel alignment (Kornblith et al., 2019), which no rotation of a block's space changes.
+
+    >>> from saigen.nn.vision_transformer import VisionTransformer
+    >>> model = VisionTransformer(img_size=16, patch_size=8, embed_dim=8, depth=3, num_heads=2).eval()
+    >>> layer_similarity(model, torch.rand(2, 3, 16, 16), tokens="patches").shape
+    torch.Size([3, 3])
     """
     if tokens not in ("all", "cls", "patches"):
         raise ValueError(f"tokens is {tokens!r}, allowed is 'all', 'cls' or 'patches'")
@@ -303,7 +319,12 @@ def mean_cosine(a: Float[Tensor, "n d"], b: Float[Tensor, "n d"]) -> Float[Tenso
 
 
 def linear_cka(a: Float[Tensor, "n d"], b: Float[Tensor, "n e"]) -> Float[Tensor, ""]:
-    """Linear CKA of two sets of ``n`` vectors: ‖AᵀB‖² / (‖AᵀA‖ ‖BᵀB‖) in Frobenius norms, columns centred."""
+    """Linear CKA of two sets of ``n`` vectors: ‖AᵀB‖² / (‖AᵀA‖ ‖BᵀB‖) in Frobenius norms, columns centred.
+
+    >>> x = torch.rand(9, 3)
+    >>> round(linear_cka(x, 2 * x.flip(1)).item(), 4)
+    1.0
+    """
     a, b = (v.double() - v.double().mean(0) for v in (a, b))
     norm = torch.linalg.matrix_norm
     return (norm(a.T @ b) ** 2 / (norm(a.T @ a) * norm(b.T @ b))).float()
