@@ -1,0 +1,73 @@
+"""Robustness of Vision Transformers and ResNets, to perturbed inputs and perturbed models (Bhojanapalli et al., ICCV 2021)."""
+
+from saigen.papers.vision.vit_robustness.attack import (
+    Normalized,
+    fgsm,
+    pgd,
+    restricted_predictions,
+    robust_accuracy,
+    rotate_and_shift,
+    shape_bias,
+    spatial_attack,
+    transfer_matrix,
+)
+from saigen.papers.vision.vit_robustness.model import (
+    BiTResNet,
+    resnetv2_50x1_bit,
+    resnetv2_50x3_bit,
+    resnetv2_101x1_bit,
+    resnetv2_101x3_bit,
+    resnetv2_152x4_bit,
+    study_vit,
+)
+from saigen.papers.vision.vit_robustness.surgery import (
+    attention_mask,
+    block_outputs,
+    find_blocks,
+    layer_similarity,
+    lesion,
+    linear_cka,
+    mean_cosine,
+    restrict_attention,
+)
+from saigen.papers.vision.vit_robustness.transform import (
+    ALEXNET_ERRORS,
+    CORRUPTIONS,
+    EXTRA_CORRUPTIONS,
+    corrupt,
+    corruption_parameters,
+    mean_corruption_error,
+)
+
+__all__ = [
+    "ALEXNET_ERRORS",
+    "CORRUPTIONS",
+    "EXTRA_CORRUPTIONS",
+    "BiTResNet",
+    "Normalized",
+    "attention_mask",
+    "block_outputs",
+    "corrupt",
+    "corruption_parameters",
+    "fgsm",
+    "find_blocks",
+    "layer_similarity",
+    "lesion",
+    "linear_cka",
+    "mean_corruption_error",
+    "mean_cosine",
+    "pgd",
+    "resnetv2_50x1_bit",
+    "resnetv2_50x3_bit",
+    "resnetv2_101x1_bit",
+    "resnetv2_101x3_bit",
+    "resnetv2_152x4_bit",
+    "restrict_attention",
+    "restricted_predictions",
+    "robust_accuracy",
+    "rotate_and_shift",
+    "shape_bias",
+    "spatial_attack",
+    "study_vit",
+    "transfer_matrix",
+]
