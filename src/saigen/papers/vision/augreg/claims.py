@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from saigen.data import split
+from saigen.data.subsets import sample
 from saigen.papers.vision.augreg.model import AugRegViT
 from saigen.papers.vision.augreg.recipe import AugReg, data_multiplier, kernel_groups, sigmoid_xent
 from saigen.train import accuracy, cosine, fit
@@ -81,8 +82,7 @@ def make_task(trial: Trial, size: Size) -> Task:
     chosen, held_out = (
         train.subset(part) for part in split(train.y.numpy(), (most, size.held_out), trial.rng("split"))
     )
-    if size.test and size.test < len(test):
-        test = test.subset(split(test.y.numpy(), (size.test,), trial.rng("test"))[0])
+    test = sample(test, size.test, trial.rng("test"))
     return Task(chosen.x, chosen.y, len(train.classes), (pixels(held_out.x), held_out.y), (pixels(test.x), test.y))
 
 

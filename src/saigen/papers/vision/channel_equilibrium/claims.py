@@ -8,9 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saigen.data import fingerprint, split
+from saigen.data.augmentation import shift_and_flip, standardised
+from saigen.data.subsets import sample
 from saigen.measure import parameters
 from saigen.papers.vision.channel_equilibrium.layer import ChannelEquilibrium2d, inhibited_channel_ratio
-from saigen.train import accuracy, cosine, fit
+from saigen.train import accuracy, cosine
+from saigen.train.selection import fit_best
 from saigen.trial import Trial
 
 
@@ -89,11 +92,9 @@ def images(trial: Trial) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
     """The images of a trial, normalised or as bytes: training, test and the number of classes."""
     size = SIZES[trial.scale]
     if trial.scale in ("real", "full"):
-        parts = [trial.data("images", size=size.side, part=part) for part in ("train", "test")]
-        counts = [min(n or len(part), len(part)) for n, part in zip((size.train, size.test), parts, strict=True)]
         train, test = (
-            part.subset(split(part.y.numpy(), (n,), trial.rng(f"split {i}"))[0])
-            for i, (part, n) in enumerate(zip(parts, counts, strict=True))
+            sample(trial.data("images", size=size.side, part=part), count, trial.rng(f"split {part}"))
+            for part, count in (("train", size.train), ("test", size.test))
         )
         return train.x, train.y, test.x, test.y, len(train.classes)
     digits = trial.data("digits")
@@ -104,21 +105,6 @@ def images(trial: Trial) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
         noisy.append(2 * x - 0.6 + 2 * size.noise * torch.randn(x.shape, generator=generator))
     trial.used("noisy digits", fingerprint(noisy))
     return noisy[0], parts[0].y, noisy[1], parts[1].y, 10
-
-
-def scaled(x: Tensor) -> Tensor:
-    return (x.float() / 255 - 0.45) / 0.25 if x.dtype == torch.uint8 else x
-
-
-def shift_and_flip(generator: torch.Generator, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """The usual augmentation of small images: up to an eighth of the side shifted, flipped half of the time."""
-    n, _, h, w = x.shape
-    flip = torch.rand(n, generator=generator) < 0.5
-    columns = torch.where(flip[:, None], torch.arange(w - 1, -1, -1), torch.arange(w))
-    shift = torch.randint(-(h // 8), h // 8 + 1, (2, n, 1), generator=generator)
-    rows, columns = (torch.arange(h) + shift[0]).clamp(0, h - 1), columns.add(shift[1]).clamp(0, w - 1)
-    x = x[torch.arange(n)[:, None, None], :, rows[:, :, None], columns[:, None, :]]
-    return scaled(x).permute(0, 3, 1, 2).contiguous(), y
 
 
 def train(
@@ -133,28 +119,25 @@ def train(
     held_out = len(train_x) // 5 if len(rates) > 1 else 0
     nets, values = {}, {}
     for arm, start in starts.items():
-        tried = []
-        for rate in rates:
-            net = copy.deepcopy(start)
-            fit(
-                net,
-                lambda net, x, y: F.cross_entropy(net(x), y, label_smoothing=0.1),
-                (train_x[held_out:], train_y[held_out:]),
-                optimizer=torch.optim.SGD(net.parameters(), lr=rate, momentum=0.9, weight_decay=decay),
-                epochs=epochs,
-                batch_size=size.batch,
-                seed=trial.seed,
-                schedule=cosine(warmup=20),
-                transform=shift_and_flip if train_x.dtype == torch.uint8 else None,
-                checkpoint=trial.checkpoint(f"{arm}_{rate}_{epochs}"),
-                device=trial.device,
-                on_step=lambda step, total, _, arm=arm: trial.progress(step, total, arm),
-            )
-            chosen_by = accuracy(net, scaled(train_x[:held_out]), train_y[:held_out]) if held_out else 1.0
-            tried.append((chosen_by, rate, net))
-        _, rate, nets[arm] = max(tried, key=lambda entry: entry[:2])
-        values[f"{arm}_accuracy"] = accuracy(nets[arm], scaled(test_x), test_y)
-        values[f"{arm}_rate"], values[f"{arm}_parameters"] = rate, float(parameters(nets[arm]))
+        best = fit_best(
+            start,
+            lambda net, x, y: F.cross_entropy(net(x), y, label_smoothing=0.1),
+            (train_x[held_out:], train_y[held_out:]),
+            rates=rates,
+            optimizer=lambda parameters, rate: torch.optim.SGD(parameters, lr=rate, momentum=0.9, weight_decay=decay),
+            held_out=(standardised(train_x[:held_out]), train_y[:held_out]),
+            epochs=epochs,
+            batch_size=size.batch,
+            seed=trial.seed,
+            schedule=cosine(warmup=20),
+            transform=shift_and_flip if train_x.dtype == torch.uint8 else None,
+            checkpoint=lambda rate, arm=arm: trial.checkpoint(f"{arm}_{rate}_{epochs}"),
+            device=trial.device,
+            on_step=lambda step, total, _, arm=arm: trial.progress(step, total, arm),
+        )
+        nets[arm], values[f"{arm}_loss"] = best.model, best.history.losses[-1]
+        values[f"{arm}_accuracy"] = accuracy(nets[arm], standardised(test_x), test_y)
+        values[f"{arm}_rate"], values[f"{arm}_parameters"] = best.rate, float(parameters(nets[arm]))
     return nets, values, test_x
 
 
@@ -163,7 +146,7 @@ def wakes_inhibited_channels(trial: Trial) -> dict[str, float]:
     size = SIZES[trial.scale]
     nets, values, test_x = train(trial, ("bn", "ce"), (size.long_rate,), size.long_decay, size.long_epochs)
     for arm, net in nets.items():
-        batches = [scaled(test_x[i : i + 200]).to(trial.device) for i in range(0, len(test_x), 200)]
+        batches = [standardised(test_x[i : i + 200]).to(trial.device) for i in range(0, len(test_x), 200)]
         for threshold in (0.01, 0.03, 0.1):
             shares = inhibited_channel_ratio(net, batches, threshold)
             values[f"{arm}_inhibited_{threshold}"] = sum(shares.values()) / len(shares)

@@ -11,7 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from saigen.data import crop_and_flip, shift_and_flip, split, standardised
+from saigen.data import split
+from saigen.data.augmentation import crop_and_flip, shift_and_flip, standardised
+from saigen.data.subsets import sample
 from saigen.measure import latency, macs, speed_ratio
 from saigen.papers.vision.dvt.model import (
     DEIT_SPLITS,
@@ -141,8 +143,7 @@ def make_task(trial: Trial, size: Size) -> Task:
     train, held_out = (
         images.subset(part) for part in split(images.y.numpy(), (count, size.held_out), trial.rng("split"))
     )
-    if size.test and size.test < len(test):
-        test = test.subset(split(test.y.numpy(), (size.test,), trial.rng("test"))[0])
+    test = sample(test, size.test, trial.rng("test"))
     augment = shift_and_flip if size.side < 64 else crop_and_flip
     chosen = standardised(held_out.x), held_out.y
     return Task(train.x, train.y, augment, chosen, (standardised(test.x), test.y), None)

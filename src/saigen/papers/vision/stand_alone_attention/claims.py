@@ -9,10 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saigen.data import fingerprint, split
+from saigen.data.augmentation import shift_and_flip, standardised
+from saigen.data.subsets import sample
 from saigen.measure import macs, parameters
 from saigen.nn.resnet import resnet50
 from saigen.papers.vision.stand_alone_attention.layer import SASAResNet, sasa_resnet50
-from saigen.train import accuracy, cosine, fit
+from saigen.train import accuracy, cosine
+from saigen.train.selection import fit_best
 from saigen.trial import Trial
 
 
@@ -32,11 +35,10 @@ class Size:
     side: int
 
 
-# tiny and laptop: digits and drawn marks, at the best of three rates for conv and attention alike (2e-3, 4e-3, 8e-3; one pilot seed);
-# real and full: the user's images
+# tiny and laptop: digits and drawn marks; real and full: the user's images
 SIZES = {
     "tiny": Size((1,), (8,), 2, 3, 64, 64, 1, 32, (2e-3,), 16),
-    "laptop": Size((1, 1), (16, 32), 2, 7, 640, 797, 10, 32, (8e-3,), 16),
+    "laptop": Size((1, 1), (16, 32), 2, 7, 640, 797, 10, 32, (4e-3, 8e-3), 16),
     "real": Size((1, 1), (16, 32), 2, 7, 3000, 2000, 8, 50, (4e-3, 1.2e-2), 16),
     "full": Size((3, 4, 6, 3), (64, 128, 256, 512), 8, 7, None, None, 130, 4096, (2e-3,), 224),
 }
@@ -81,21 +83,6 @@ def build(size: Size, in_chans: int, classes: int, stages: Sequence[int], **opti
     return net
 
 
-def scaled(x: Tensor) -> Tensor:
-    return (x.float() / 255 - 0.45) / 0.25 if x.dtype == torch.uint8 else x
-
-
-def shift_and_flip(generator: torch.Generator, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """The usual augmentation of small images: up to an eighth of the side shifted, flipped half of the time."""
-    n, _, h, w = x.shape
-    flip = torch.rand(n, generator=generator) < 0.5
-    columns = torch.where(flip[:, None], torch.arange(w - 1, -1, -1), torch.arange(w))
-    shift = torch.randint(-(h // 8), h // 8 + 1, (2, n, 1), generator=generator)
-    rows, columns = (torch.arange(h) + shift[0]).clamp(0, h - 1), columns.add(shift[1]).clamp(0, w - 1)
-    x = x[torch.arange(n)[:, None, None], :, rows[:, :, None], columns[:, None, :]]
-    return scaled(x).permute(0, 3, 1, 2).contiguous(), y
-
-
 Data = tuple[Tensor, Tensor, Tensor, Tensor, int]
 
 
@@ -111,11 +98,9 @@ def drawn(trial: Trial) -> Data:
 def photographs(trial: Trial) -> Data:
     """The user's images."""
     size = SIZES[trial.scale]
-    parts = [trial.data("images", size=size.side, part=part) for part in ("train", "test")]
-    counts = [min(n or len(part), len(part)) for n, part in zip((size.train, size.test), parts, strict=True)]
     train, test = (
-        part.subset(split(part.y.numpy(), (n,), trial.rng(f"split {i}"))[0])
-        for i, (part, n) in enumerate(zip(parts, counts, strict=True))
+        sample(trial.data("images", size=size.side, part=part), count, trial.rng(f"split {part}"))
+        for part, count in (("train", size.train), ("test", size.test))
     )
     return train.x, train.y, test.x, test.y, len(train.classes)
 
@@ -137,30 +122,27 @@ def compare(trial: Trial, task: str, data: Data, arms: dict[str, dict[str, objec
     held_out = len(train_x) // 5 if len(size.rates) > 1 else 0
     values = {}
     for arm, options in arms.items():
-        tried = []
-        for rate in size.rates:
-            with trial.seeded(f"weights {task}"):
-                net = build(size, train_x.shape[1], classes, **options)
-            fit(
-                net,
-                lambda net, x, y: F.cross_entropy(net(x), y, label_smoothing=0.1),
-                (train_x[held_out:], train_y[held_out:]),
-                optimizer=torch.optim.AdamW(net.parameters(), lr=rate, weight_decay=0.05),
-                epochs=size.epochs,
-                batch_size=size.batch,
-                seed=trial.seed,
-                schedule=cosine(warmup=20),
-                transform=shift_and_flip if train_x.dtype == torch.uint8 else None,
-                checkpoint=trial.checkpoint(f"{task}_{arm}_{rate}"),
-                device=trial.device,
-                on_step=lambda step, total, _, arm=arm: trial.progress(step, total, f"{task}, {arm}"),
-            )
-            chosen_by = accuracy(net, scaled(train_x[:held_out]), train_y[:held_out]) if held_out else 1.0
-            tried.append((chosen_by, rate, net))
-        _, rate, net = max(tried, key=lambda entry: entry[:2])
-        values[f"{task}_{arm}_rate"] = rate
-        values[f"{task}_{arm}"] = accuracy(net, scaled(test_x), test_y)
-        values[f"{task}_{arm}_parameters"] = float(parameters(net))
+        with trial.seeded(f"weights {task}"):
+            start = build(size, train_x.shape[1], classes, **options)
+        best = fit_best(
+            start,
+            lambda net, x, y: F.cross_entropy(net(x), y, label_smoothing=0.1),
+            (train_x[held_out:], train_y[held_out:]),
+            rates=size.rates,
+            optimizer=lambda parameters, rate: torch.optim.AdamW(parameters, lr=rate, weight_decay=0.05),
+            held_out=(standardised(train_x[:held_out]), train_y[:held_out]),
+            epochs=size.epochs,
+            batch_size=size.batch,
+            seed=trial.seed,
+            schedule=cosine(warmup=20),
+            transform=shift_and_flip if train_x.dtype == torch.uint8 else None,
+            checkpoint=lambda rate, arm=arm: trial.checkpoint(f"{task}_{arm}_{rate}"),
+            device=trial.device,
+            on_step=lambda step, total, _, arm=arm: trial.progress(step, total, f"{task}, {arm}"),
+        )
+        values[f"{task}_{arm}_rate"], values[f"{task}_{arm}_loss"] = best.rate, best.history.losses[-1]
+        values[f"{task}_{arm}"] = accuracy(best.model, standardised(test_x), test_y)
+        values[f"{task}_{arm}_parameters"] = float(parameters(best.model))
     return values
 
 

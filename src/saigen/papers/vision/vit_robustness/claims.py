@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saigen.data import split
+from saigen.data.subsets import sample
 from saigen.nn.vision_transformer import VisionTransformer
 from saigen.papers.vision.vit_robustness import (
     BiTResNet,
@@ -24,7 +25,8 @@ from saigen.papers.vision.vit_robustness import (
     restrict_attention,
     robust_accuracy,
 )
-from saigen.train import accuracy, cosine, fit
+from saigen.train import accuracy, cosine
+from saigen.train.selection import fit_best
 from saigen.trial import Trial
 
 # two of each of the benchmark's four groups: noise, blur, weather, digital
@@ -49,18 +51,18 @@ class Size:
     groups: int
     steps: int
     batch: int
-    rates: tuple[float, float]  # of the Transformer and of the ResNet
+    rates: tuple[float, ...]  # of several, each network takes the one that does best on held-out training images
     severities: tuple[int, ...]
 
 
 # tiny and laptop: digits; real: the user's images, small; full: ViT-B/16 and BiT-R50x1 from scratch
 SIZES = {
-    "tiny": Size(12, 40, 80, 32, 4, 16, 4, 2, (1,), (32,), 8, 4, 16, (1e-3, 1e-3), (3,)),
-    "laptop": Size(16, 150, 1200, 500, 4, 32, 6, 4, (1, 1), (32, 64), 4, 500, 48, (3e-3, 3e-3), (3, 5)),
-    "real": Size(32, 2000, 20_000, 500, 4, 48, 6, 4, (1, 1), (32, 64), 4, 350, 64, (2e-3, 3e-3), (1, 3, 5)),
+    "tiny": Size(12, 40, 80, 32, 4, 16, 4, 2, (1,), (32,), 8, 4, 16, (1e-3,), (3,)),
+    "laptop": Size(16, 150, 1200, 500, 4, 32, 6, 4, (1, 1), (32, 64), 4, 500, 48, (1e-3, 3e-3), (3, 5)),
+    "real": Size(32, 2000, 20_000, 500, 4, 48, 6, 4, (1, 1), (32, 64), 4, 350, 64, (3e-3,), (1, 3, 5)),
     "full": Size(
         *(224, 100_000, None, 10_000, 16, 768, 12, 12, (3, 4, 6, 3), (256, 512, 1024, 2048), 32, 300_000, 1024),
-        *((1e-3, 1e-3), (1, 3, 5)),
+        *((1e-3,), (1, 3, 5)),
     ),
 }
 # of a digit on its canvas: its share of the side, and how far off the middle, in halves of the side
@@ -71,10 +73,10 @@ def images(trial: Trial) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
     """Training and test images, and the number of classes; training images in random order, so that the first are any."""
     size = SIZES[trial.scale]
     if trial.scale in ("real", "full"):
-        known, new = (trial.data("images", size=size.side, part=part) for part in ("train", "test"))
-        many = min(size.many or len(known), len(known))
-        known = known.subset(split(known.y.numpy(), (many,), trial.rng("train"))[0])
-        new = new.subset(split(new.y.numpy(), (min(size.test, len(new)),), trial.rng("test"))[0])
+        known, new = (
+            sample(trial.data("images", size=size.side, part=part), count, trial.rng(part))
+            for part, count in (("train", size.many), ("test", size.test))
+        )
         return known.x, known.y, new.x.float() / 255, new.y, len(known.classes)
     digits = trial.data("digits")
     known, new = (digits.subset(i) for i in split(digits.y.numpy(), (size.many, size.test), trial.rng("split")))
@@ -130,32 +132,35 @@ _TRAINED: dict[tuple, nn.Module] = {}
 """Networks trained in this process, for the last seed: pure functions of their keys, some needed by all claims."""
 
 
-def trained(trial: Trial, kind: str, x: Tensor, y: Tensor, classes: int) -> nn.Module:
-    """The network after training, in eval mode."""
+def trained(trial: Trial, kind: str, x: Tensor, y: Tensor, classes: int, rates: tuple[float, ...]) -> nn.Module:
+    """The network after training, in eval mode; of several rates the one that does best on a fifth of the images."""
     size = SIZES[trial.scale]
     run = (trial.seed, trial.scale, str(trial.device), *sorted(trial.used_data.items()))
-    if any(key[2:] != run for key in _TRAINED):
+    if any(key[3:] != run for key in _TRAINED):
         _TRAINED.clear()
-    if (kind, len(x), *run) in _TRAINED:
-        return _TRAINED[kind, len(x), *run]
-    model = build(trial, kind, x.shape[1], classes)
-    fit(
-        model,
+    key = (kind, len(x), rates, *run)
+    if key in _TRAINED:
+        return _TRAINED[key]
+    held_out = len(x) // 5 if len(rates) > 1 else 0
+    best = fit_best(
+        build(trial, kind, x.shape[1], classes),
         lambda model, x, y: F.cross_entropy(model(x), y),
-        (x, y),
-        optimizer=torch.optim.AdamW(model.parameters(), lr=size.rates[kind == "cnn"], weight_decay=0.05),
+        (x[held_out:], y[held_out:]),
+        rates=rates,
+        optimizer=lambda parameters, rate: torch.optim.AdamW(parameters, lr=rate, weight_decay=0.05),
+        held_out=prepared(trial, trial.generator("held out"), x[:held_out], y[:held_out]),
         steps=size.steps,
         batch_size=size.batch,
         seed=trial.seed,
         schedule=cosine(warmup=size.steps // 10),
         transform=partial(prepared, trial),
         clip=1.0,
-        checkpoint=trial.checkpoint(f"{kind}_{len(x)}"),
+        checkpoint=lambda rate: trial.checkpoint(f"{kind}_{len(x)}_{rate}"),
         device=trial.device,
         on_step=lambda step, total, _: trial.progress(step, total, f"{kind}, {len(x)} images"),
     )
-    _TRAINED[kind, len(x), *run] = model.eval()
-    return model
+    _TRAINED[key] = best.model.eval()
+    return _TRAINED[key]
 
 
 def data_makes_vits_robust(trial: Trial) -> dict[str, float]:
@@ -172,7 +177,7 @@ def data_makes_vits_robust(trial: Trial) -> dict[str, float]:
     values, relative = {}, {}
     for kind in ("vit", "cnn"):
         for amount, count in (("few", size.few), ("many", len(x))):
-            model = trained(trial, kind, x[:count], y[:count], classes)
+            model = trained(trial, kind, x[:count], y[:count], classes, size.rates)
             arm = f"{kind}_{amount}"
             clean = accuracy(model, test_x, test_y)
             after = [accuracy(model, images, test_y) for images in corrupted]
@@ -187,7 +192,7 @@ def data_makes_vits_robust(trial: Trial) -> dict[str, float]:
 def the_vit(trial: Trial) -> tuple[nn.Module, Tensor, Tensor]:
     """The Vision Transformer of many images, and the test images."""
     x, y, test_x, test_y, classes = images(trial)
-    return trained(trial, "vit", x, y, classes), test_x, test_y
+    return trained(trial, "vit", x, y, classes, SIZES[trial.scale].rates[-1:]), test_x, test_y
 
 
 def almost_any_block_can_go(trial: Trial) -> dict[str, float]:
