@@ -11,12 +11,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch.nn.functional as F
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from saigen.nn.conv import Padding, conv2d
-from saigen.nn.efficientnet_blocks import DepthwiseSeparable, MBConv
+from saigen.nn.conv import Padding
+from saigen.nn.efficientnet_blocks import EfficientNetBase, Stage
 from saigen.papers.vision.efficientnet.checkpoint import convert_flat, convert_tensorflow, convert_torchvision
 
 Number = int | float
@@ -105,17 +103,6 @@ def search_scaling(
 # --- Table 1: the base network, B0 ---------------------------------------------------------------------------------
 
 
-class Stage(NamedTuple):
-    """One row of Table 1: ``repeats`` MBConv blocks, the first with ``stride``, the rest with 1."""
-
-    repeats: int
-    kernel: int
-    stride: int
-    expansion: int
-    channels: int
-    se_ratio: float = 0.25
-
-
 B0_STAGES = (
     Stage(repeats=1, kernel=3, stride=1, expansion=1, channels=16),
     Stage(repeats=2, kernel=3, stride=2, expansion=6, channels=24),
@@ -151,7 +138,7 @@ VARIANTS = {
 }
 
 
-class EfficientNet(nn.Module):
+class EfficientNet(EfficientNetBase):
     """The network of Table 1, scaled in ``width`` and ``depth``; the third factor is the size of the image it is given.
 
     Maps images (b, in_chans, h, w) to logits (b, num_classes); with ``num_classes=0`` to features (b, num_features).
@@ -163,8 +150,6 @@ class EfficientNet(nn.Module):
     >>> EfficientNet(width=0.25, num_classes=10)(torch.zeros(1, 3, 32, 32)).shape
     torch.Size([1, 10])
     """
-
-    classifier_name = "classifier"
 
     def __init__(
         self,
@@ -185,111 +170,32 @@ class EfficientNet(nn.Module):
         bn_eps: float = 1e-3,
         bn_momentum: float = 0.01,
     ) -> None:
-        super().__init__()
-        if in_chans < 1:
-            raise ValueError(f"in_chans is {in_chans}, allowed is at least 1")
-        if not 0 <= drop_rate < 1:
-            raise ValueError(f"drop_rate is {drop_rate}, allowed is 0 <= drop_rate < 1")
-        if not 0 <= drop_path_rate < 1:
-            raise ValueError(f"drop_path_rate is {drop_path_rate}, allowed is 0 <= drop_path_rate < 1")
-        self.drop_rate = drop_rate
-        self.in_chans = in_chans
-
-        channels = round_filters(stem_channels, width, divisor)
-        self.conv_stem = conv2d(in_chans, channels, 3, stem_stride, padding=padding)
-        self.bn1 = nn.BatchNorm2d(channels, bn_eps, bn_momentum)
-
-        repeats = [round_repeats(stage.repeats, depth) for stage in stages]
-        block, blocks = 0, []
-        for stage, n in zip(stages, repeats, strict=True):
-            out = round_filters(stage.channels, width, divisor)
-            layers: list[nn.Module] = []
-            for i in range(n):
-                arguments = {
-                    "kernel_size": stage.kernel,
-                    "stride": stage.stride if i == 0 else 1,
-                    "se_ratio": stage.se_ratio,
-                    "drop_path": drop_path_rate * block / sum(repeats),
-                    "padding": padding,
-                    "bn_eps": bn_eps,
-                    "bn_momentum": bn_momentum,
-                }
-                if stage.expansion == 1:
-                    layers.append(DepthwiseSeparable(channels, out, **arguments))
-                else:
-                    layers.append(MBConv(channels, out, expansion=stage.expansion, **arguments))
-                channels, block = out, block + 1
-            blocks.append(nn.Sequential(*layers))
-        self.blocks = nn.Sequential(*blocks)
-
-        self.num_features = round_filters(head_channels, width, divisor)
-        self.conv_head = conv2d(channels, self.num_features, 1)
-        self.bn2 = nn.BatchNorm2d(self.num_features, bn_eps, bn_momentum)
-        self.reset_classifier(num_classes)
-
-        # a stage's output is the last before a change of stride unless the next one keeps the stride
-        ends = [i for i, stage in enumerate(stages) if i + 1 == len(stages) or stages[i + 1].stride > 1]
-        self._pyramid = tuple(ends)
-        self.feature_channels = tuple(round_filters(stages[i].channels, width, divisor) for i in ends)
-        self.default_cfg = {
-            "input_size": (in_chans, resolution, resolution),
-            "mean": (0.485, 0.456, 0.406),
-            "std": (0.229, 0.224, 0.225),
-            "interpolation": "bicubic",
-            "crop_pct": round(resolution / (resolution + 32), 3),
-        }
-        self.apply(self._init_weights)
-
-    @staticmethod
-    def _init_weights(module: nn.Module) -> None:
-        if isinstance(module, nn.Conv2d):
-            fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
-            nn.init.normal_(module.weight, 0.0, math.sqrt(2.0 / fan_out))
-        elif isinstance(module, nn.Linear):
-            bound = 1.0 / math.sqrt(module.out_features)
-            nn.init.uniform_(module.weight, -bound, bound)
-        if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
-            nn.init.zeros_(module.bias)
-
-    def get_classifier(self) -> nn.Module:
-        """The last linear layer (the identity where ``num_classes`` is 0)."""
-        return self.classifier
-
-    def reset_classifier(self, num_classes: int) -> None:
-        """Puts a new, untrained classifier in; 0 removes it."""
-        if num_classes < 0:
-            raise ValueError(f"num_classes is {num_classes}, allowed is at least 0")
-        self.num_classes = num_classes
-        self.classifier = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
-        self._init_weights(self.classifier)
-
-    def _stem(self, x: Tensor) -> Tensor:
-        if x.shape[1] != self.in_chans:
-            raise ValueError(f"x has {x.shape[1]} channels, allowed is {self.in_chans}")
-        return F.silu(self.bn1(self.conv_stem(x)), inplace=True)
-
-    def forward_pyramid(self, x: Float[Tensor, "b c h w"]) -> list[Float[Tensor, "b _ _ _"]]:
-        """The last map of each stride, 2, 4, 8, 16 and 32 for B0, with ``feature_channels`` channels."""
-        x = self._stem(x)
-        maps = []
-        for i, stage in enumerate(self.blocks):
-            x = stage(x)
-            if i in self._pyramid:
-                maps.append(x)
-        return maps
-
-    def forward_features(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d i j"]:
-        """The map before pooling, (b, num_features, h/32, w/32), rounded up."""
-        x = self.blocks(self._stem(x))
-        return F.silu(self.bn2(self.conv_head(x)), inplace=True)
-
-    def forward_head(self, x: Float[Tensor, "b d i j"], pre_logits: bool = False) -> Float[Tensor, "b k"]:
-        """Pools, drops out and classifies; with ``pre_logits`` it stops before the classifier."""
-        x = F.dropout(x.mean((2, 3)), self.drop_rate, self.training)
-        return x if pre_logits else self.classifier(x)
-
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
-        return self.forward_head(self.forward_features(x))
+        super().__init__(
+            tuple(
+                stage._replace(
+                    repeats=round_repeats(stage.repeats, depth),
+                    channels=round_filters(stage.channels, width, divisor),
+                )
+                for stage in stages
+            ),
+            stem_channels=round_filters(stem_channels, width, divisor),
+            head_channels=round_filters(head_channels, width, divisor),
+            stem_stride=stem_stride,
+            num_classes=num_classes,
+            in_chans=in_chans,
+            drop_rate=drop_rate,
+            drop_path_rate=drop_path_rate,
+            padding=padding,
+            bn_eps=bn_eps,
+            bn_momentum=bn_momentum,
+            default_cfg={
+                "input_size": (in_chans, resolution, resolution),
+                "mean": (0.485, 0.456, 0.406),
+                "std": (0.229, 0.224, 0.225),
+                "interpolation": "bicubic",
+                "crop_pct": round(resolution / (resolution + 32), 3),
+            },
+        )
 
     @staticmethod
     def convert_state_dict(state: dict[str, Tensor]) -> dict[str, Tensor]:
