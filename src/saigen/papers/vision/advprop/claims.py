@@ -1,5 +1,6 @@
 """AdvProp's claim, re-measured: clean and corrupted images, against plain and traditional adversarial training."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -27,9 +28,9 @@ class Size:
     epochs: int  # of the adversarial arms; "plain" has twice as many, and sees as many images
     batch: int
     rates: dict[str, float]  # an arm's own, the best of a grid on pilot seeds
-    eps: dict[str, float]  # strength of the attack, likewise
-    steps: int | None
-    step_size: float
+    eps: dict[str, float | int]  # strength of the attack, likewise
+    steps: int | None  # None: the paper's rule
+    step_size: float | int
     data: str = "digits"
 
 
@@ -38,8 +39,8 @@ SIZES = {
         64, 32, 16, "basic", (1,), (8,), 1, 32, dict.fromkeys(ARMS, 3e-3), {"joint": 16, "advprop": 16}, 2, 10
     ),
     "laptop": Size(
-        300, 1497, 16, "basic", (1, 1), (16, 32), 25, 50,
-        dict.fromkeys(ARMS, 3e-3), {"joint": 16, "advprop": 16}, 2, 10,
+        300, 1497, 8, "basic", (1, 1), (16, 32), 60, 50,
+        dict.fromkeys(ARMS, 1e-2), {"joint": 16, "advprop": 16}, 2, 10,
     ),
     "real": Size(
         5000, 2000, 32, "basic", (1, 1, 1), (16, 32, 64), 6, 64,
@@ -160,10 +161,10 @@ def corruptions(x: Tensor, generator: torch.Generator) -> list[Tensor]:
 
     mean = x.mean((1, 2, 3), keepdim=True)
     add(lambda std: x + std * torch.randn(x.shape, generator=generator), (0.1, 0.2, 0.3))
-    add(blur, (h / 32, h / 16, h / 10))
+    add(blur, (h / 20, h / 12, h / 8))
     add(lambda factor: mean + factor * (x - mean), (0.5, 0.3, 0.2))
     add(occlude, (0.2, 0.3, 0.4))
-    add(lambda share: x.roll((round(share * h), -round(share * w)), (2, 3)), (0.06, 0.13, 0.19))
+    add(lambda share: x.roll((math.ceil(share * h), -math.ceil(share * w)), (2, 3)), (0.1, 0.2, 0.3))
     add(salt_and_pepper, (0.05, 0.1, 0.2))
     return made
 

@@ -13,6 +13,7 @@ from saigen.data.scenes import render_scenes
 from saigen.measure import macs, parameters, speed_ratio
 from saigen.nn.efficientnet_blocks import EfficientNetBase, Stage
 from saigen.papers.augmentation.randaugment import RandAugment
+from saigen.papers.vision.efficientnet import RMSpropTF
 from saigen.papers.vision.efficientnet_v2.model import STAGES, EfficientNetV2, fused, plain, tf_efficientnetv2_b0
 from saigen.papers.vision.efficientnet_v2.transform import (
     PAPER_SCHEDULES,
@@ -35,7 +36,7 @@ class Size:
     rates: dict[str, float]  # an arm's own learning rate, the best of a grid on pilot seeds
     schedule: ProgressiveSchedule
     data: str = "scenes"
-    optimizer: Callable[..., torch.optim.Optimizer] = partial(torch.optim.AdamW, weight_decay=0.05)
+    recipe: str = "small"
 
 
 SMALL = (fused(1, 1, 1, 8), fused(1, 2, 4, 16), plain(2, 2, 4, 32))
@@ -50,8 +51,7 @@ SIZES = {
         ProgressiveSchedule(12, 4, (16, 32), (2, 8), (0, 0.2), (0, 0), (0.0, 0.2)), "images",
     ),
     "full": Size(
-        None, None, STAGES["s"], 24, 1280, 4096, dict.fromkeys(ARMS, 0.256), PAPER_SCHEDULES["s"], "images",
-        partial(torch.optim.RMSprop, alpha=0.9, momentum=0.9, eps=1e-3, weight_decay=1e-5),
+        None, None, STAGES["s"], 24, 1280, 4096, dict.fromkeys(ARMS, 0.256), PAPER_SCHEDULES["s"], "images", "paper",
     ),
 }  # fmt: skip
 
@@ -107,7 +107,10 @@ def _train(trial: Trial, arms: tuple[str, ...]) -> dict[str, float]:
         schedule = schedule_of(arm, size.schedule, cost)
         with trial.seeded("weights"):
             model = build(size, classes, channels)
-        optimizer = size.optimizer(model.parameters(), lr=size.rates[arm])
+        if size.recipe == "paper":
+            optimizer = RMSpropTF(model.parameters(), lr=size.rates[arm], weight_decay=1e-5)
+        else:
+            optimizer = torch.optim.AdamW(model.parameters(), lr=size.rates[arm], weight_decay=0.05)
         # translations in shares of the side, since the side changes
         augment = RandAugment(2, schedule="increasing", translate=0.3, relative=True)
         progressive = ProgressiveLearning(schedule, classes, augment)
