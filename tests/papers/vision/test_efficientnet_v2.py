@@ -151,11 +151,12 @@ def test_the_released_schedule():
     assert [stage.rand_augment for stage in RELEASE_SCHEDULES["s"].table()] == pytest.approx([5, 20 / 3, 25 / 3, 10])
     assert [stage.rand_augment for stage in RELEASE_SCHEDULES["l"].table()] == pytest.approx([5, 10, 15, 20])
     assert {stage.dropout for stage in RELEASE_SCHEDULES["l"].table()} == {0.4}
-    for variant, expected in (("s", 0.658), ("m", 0.598), ("l", 0.598)):
-        with torch.device("meta"):
-            model = getattr(efficientnet_v2, f"tf_efficientnetv2_{variant}")()
-        cost = RELEASE_SCHEDULES[variant].relative_cost(lambda side, model=model: macs(model, (3, side, side)))
-        assert cost == pytest.approx(expected, abs=2e-3)
+    with torch.device("meta"):
+        model = efficientnet_v2.tf_efficientnetv2_s()
+    cost = RELEASE_SCHEDULES["s"].relative_cost(lambda side: macs(model, (3, side, side)))
+    assert cost == pytest.approx(0.658, abs=1e-3)
+    for variant in ("m", "l"):  # by pixels; counted in full, 0.598
+        assert RELEASE_SCHEDULES[variant].relative_cost() == pytest.approx(0.598, abs=2e-3)
     with pytest.raises(ValueError, match="variant is 'b0'"):
         release_size("b0", 0)
 

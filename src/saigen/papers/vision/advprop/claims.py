@@ -30,25 +30,25 @@ class Size:
     rates: dict[str, float]  # an arm's own, the best of a grid on pilot seeds
     eps: dict[str, float | int]  # strength of the attack, likewise
     steps: int | None  # None: the paper's rule
-    step_size: float | int
+    step: float | None  # of the attack, a share of eps; None: one level
     data: str = "digits"
 
 
 SIZES = {
     "tiny": Size(
-        64, 32, 16, "basic", (1,), (8,), 1, 32, dict.fromkeys(ARMS, 3e-3), {"joint": 16, "advprop": 16}, 2, 10
+        64, 32, 16, "basic", (1,), (8,), 1, 32, dict.fromkeys(ARMS, 3e-3), {"joint": 16, "advprop": 16}, 2, 0.6
     ),
     "laptop": Size(
         300, 1497, 8, "basic", (1, 1), (16, 32), 60, 50,
-        dict.fromkeys(ARMS, 1e-2), {"joint": 16, "advprop": 16}, 2, 10,
+        dict.fromkeys(ARMS, 1e-2), {"joint": 12, "advprop": 32}, 2, 0.6,
     ),
     "real": Size(
         5000, 2000, 32, "basic", (1, 1, 1), (16, 32, 64), 6, 64,
-        dict.fromkeys(ARMS, 3e-3), {"joint": 1, "advprop": 1}, None, 1, "images",
+        dict.fromkeys(ARMS, 3e-3), {"joint": 1, "advprop": 1}, None, None, "images",
     ),
     "full": Size(
         None, None, 224, "bottleneck", (3, 4, 6, 3), (64, 128, 256, 512), 105, 256,
-        dict.fromkeys(ARMS, 1e-3), {"joint": 1, "advprop": 1}, None, 1, "images",
+        dict.fromkeys(ARMS, 1e-3), {"joint": 1, "advprop": 1}, None, None, "images",
     ),
 }  # fmt: skip
 
@@ -73,7 +73,8 @@ def adversarial_images_help(trial: Trial) -> dict[str, float]:
         loss, epochs = _plain, 2 * size.epochs
         if arm != "plain":
             convert_auxiliary_bn(model)
-            attack = Attack(size.eps[arm], size.steps, size.step_size)
+            eps = size.eps[arm]
+            attack = Attack(eps, size.steps, 1 if size.step is None else size.step * eps)
             loss, epochs = AdvProp(attack, separate=arm == "advprop", mean=True), size.epochs
         fit(
             model,
