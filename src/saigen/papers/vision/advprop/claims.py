@@ -43,7 +43,7 @@ SIZES = {
         dict.fromkeys(ARMS, 1e-2), {"joint": 12, "advprop": 32}, 2, 0.6,
     ),
     "real": Size(
-        5000, 2000, 32, "basic", (1, 1, 1), (16, 32, 64), 6, 64,
+        5000, 1500, 32, "basic", (1, 1, 1), (8, 16, 32), 6, 64,
         dict.fromkeys(ARMS, 3e-3), {"joint": 1, "advprop": 1}, None, None, "images",
     ),
     "full": Size(

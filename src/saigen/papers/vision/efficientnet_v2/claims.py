@@ -47,8 +47,8 @@ SIZES = {
     "tiny": Size(64, 32, SMALL, 8, 64, 32, dict.fromkeys(ARMS, 1e-2), replace(SMALL_SCHEDULE, epochs=4)),
     "laptop": Size(1500, 1500, SMALL, 8, 64, 64, dict.fromkeys(ARMS, 1e-2), SMALL_SCHEDULE),
     "real": Size(
-        10_000, 5000, CIFAR, 16, 128, 64, dict.fromkeys(ARMS, 5e-3),
-        ProgressiveSchedule(12, 4, (16, 32), (2, 8), (0, 0.2), (0, 0), (0.0, 0.2)), "images",
+        8000, 4000, CIFAR, 16, 128, 64, dict.fromkeys(ARMS, 5e-3),
+        ProgressiveSchedule(8, 4, (16, 32), (2, 8), (0, 0.2), (0, 0), (0.0, 0.2)), "images",
     ),
     "full": Size(
         None, None, STAGES["s"], 24, 1280, 4096, dict.fromkeys(ARMS, 0.256), PAPER_SCHEDULES["s"], "images", "paper",
