@@ -45,7 +45,7 @@ CIFAR = (fused(1, 1, 1, 16), fused(1, 2, 4, 24), plain(2, 2, 4, 48))
 ARMS = ("fixed", "short", "progressive")
 SIZES = {
     "tiny": Size(64, 32, SMALL, 8, 64, 32, dict.fromkeys(ARMS, 1e-2), replace(SMALL_SCHEDULE, epochs=4)),
-    "laptop": Size(1500, 1500, SMALL, 8, 64, 64, dict.fromkeys(ARMS, 1e-2), SMALL_SCHEDULE),
+    "laptop": Size(1500, 1500, SMALL, 8, 64, 64, {"fixed": 3e-2, "short": 3e-2, "progressive": 1e-2}, SMALL_SCHEDULE),
     "real": Size(
         8000, 4000, CIFAR, 16, 128, 64, dict.fromkeys(ARMS, 5e-3),
         ProgressiveSchedule(8, 4, (16, 32), (2, 8), (0, 0.2), (0, 0), (0.0, 0.2)), "images",
