@@ -50,11 +50,25 @@ def saigen(monkeypatch, capsys, plugin, store):
         (["publish", "mean_of_noise"], "no fresh local measurements"),
         (["digest", "2019-part-2"], "did you mean '2019-part-1'"),
         (["report", "nothing_like_it"], "there is no paper"),
+        (["report", "--lang", "fr"], "allowed are en and ja"),
         (["bench", "mean_of_noise"], "has a benchmark"),
-        (["new", "2106.02034", "--domain", "vision"], "give the room's slug"),
+        (["new", "2501.00001", "--domain", "vision"], "give the room's slug"),
         (["new", "Bad-Slug", "--domain", "vision"], "the slug is"),
         (["new", "a_new_one", "--domain", "visoin"], "did you mean 'vision'"),
-        (["new", "mean_of_noise", "--domain", "vision"], "already"),
+        (
+            ["new", "mean_of_noise", "--domain", "vision"],
+            "has a room already, and slugs are unique: analysis/mean_of_noise",
+        ),
+        (
+            ["new", "1911.00068", "--domain", "vision"],
+            "arXiv 1911.00068 has a room already: data_quality/confident_learning",
+        ),
+        (
+            ["new", "arXiv:1911.00068v6", "--domain", "vision", "--slug", "a_new_one"],
+            "`saigen show confident_learning`",
+        ),
+        (["new", "https://arxiv.org/pdf/1911.00068.pdf", "--domain", "vision"], "data_quality/confident_learning"),
+        (["new", "2501.00001", "--domain", "vision", "--slug", "sam"], "training/sam"),
         (["list", "--nonsense"], "--nonsense"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -69,7 +83,29 @@ def test_wrong_use(saigen, arguments, said):
 @pytest.mark.parametrize("command", ["list", "show", "run", "apply", "publish", "report", "digest", "bench", "new"])
 def test_every_command_has_help(saigen, command):
     code, out, _ = saigen(command, "--help")
-    assert code == 0 and "Usage" in out
+    assert code == 0 and f"Usage: saigen {command}" in out
+
+
+def test_alone_it_shows_the_help(saigen):
+    code, out, err = saigen()
+    assert code == 0 and "Begin with saigen list" in " ".join(out.replace("`", "").split()) and not err
+
+
+def test_a_tiny_run_is_not_called_not_run(saigen):
+    code, out, _ = saigen("run", "mean_of_noise", "--scale", "tiny", "--seeds", "1")
+    assert code == 0 and "tiny" in out and "not run" not in out
+
+
+def test_help_names_what_there_is_to_choose_from(saigen, monkeypatch):
+    from saigen.cards.schema import DOMAINS
+    from saigen.report.digest import lists
+
+    monkeypatch.setenv("COLUMNS", "200")
+    assert all(name in saigen("digest", "--help")[1] for name in lists())
+    assert all(name in saigen("new", "--help")[1] for name in DOMAINS)
+    assert "saigen[peers]" in saigen("bench", "--help")[1]
+    said = saigen("apply", "confident_learning", "--help")[1]
+    assert "--pred-probs" in said and "ValueError" not in said
 
 
 def test_an_unwritable_store_is_one_line(saigen, monkeypatch, tmp_path):

@@ -42,8 +42,8 @@ def test_the_parity_tests_are_there(slug):
 @pytest.mark.parametrize(("slug", "claim"), CLAIMS, ids=lambda value: value)
 def test_every_claim_runs_at_tiny_scale(slug, claim, store):
     task = plan([catalogue.paper(slug)], Options(scale="tiny", jobs=1), [claim], seeds=[1000])[0]
-    measurement, log = runner.execute(task)
-    assert measurement is not None, log
+    outcome = runner.execute(task)
+    assert outcome.measurement is not None, outcome.log
 
 
 @pytest.mark.parametrize("slug", SLUGS)

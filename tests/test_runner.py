@@ -6,7 +6,9 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from saigen import runner
@@ -32,8 +34,8 @@ def numbers(document: str) -> list:
 
 def test_the_same_seed_gives_the_same_numbers_and_others_differ(plugin, store):
     tasks = plan([plugin], Options(jobs=1))
-    first = [runner.execute(task)[0].values for task in tasks]
-    assert first == [runner.execute(task)[0].values for task in tasks]
+    first = [runner.execute(task).measurement.values for task in tasks]
+    assert first == [runner.execute(task).measurement.values for task in tasks]
     assert len({str(values) for values in first}) == 5
 
 
@@ -114,6 +116,103 @@ def test_a_claim_that_raises_is_recorded_and_the_rest_go_on(plugin, store):
     assert list(store.rglob("*.failed.txt"))
     assert command("run", SLUG).returncode == 0
     assert not list(store.rglob("*.failed.txt"))
+
+
+@pytest.fixture(params=["local", "torchrun", "cluster"])
+def backend(request, monkeypatch):
+    """The options of each way a trial's outcome comes back, with nothing of a cluster but its protocol."""
+    if request.param == "torchrun":
+        monkeypatch.setenv("WORLD_SIZE", "2")
+    if request.param != "cluster":
+        return Options(jobs=1, seeds=1)
+    import joblib
+
+    configured = joblib.parallel_config
+    monkeypatch.setitem(sys.modules, "distributed", SimpleNamespace(get_client=lambda: None))
+    monkeypatch.setattr(joblib, "parallel_config", lambda backend: configured(backend="sequential"))
+    return Options(jobs=1, seeds=1, backend="dask")
+
+
+def test_a_success_clears_the_log_of_an_older_failure(plugin, store, monkeypatch, backend):
+    task = plan([plugin], backend)[0]
+    monkeypatch.setenv("HELLO_FAIL", "0")
+    assert run_tasks([task], backend)[0].failed
+    assert "told to fail" in evidence.Store().failure_path(task.path).read_text()
+    task.scratch.mkdir()
+    monkeypatch.delenv("HELLO_FAIL")
+    assert not run_tasks([task], backend)[0].failed
+    assert [path.name for path in task.path.parent.iterdir()] == [task.path.name]
+
+
+@pytest.fixture
+def study(tmp_path):
+    """A folder in the layout of the study of label errors, with one wrong label a set that people confirmed."""
+    folder = tmp_path / "study"
+    folder.mkdir()
+    labels = np.arange(60) % 3
+    sure = np.full((60, 3), 0.05)
+    sure[np.arange(60), np.where(np.arange(60) == 7, 2, labels)] = 0.9
+    for name in ("mnist", "cifar10", "20news"):
+        np.save(folder / f"{name}_labels.npy", labels)
+        np.save(folder / f"{name}_pred_probs.npy", sure)
+        (folder / f"{name}_people.json").write_text('[{"id": 7, "mturk": {"given": 0}}]')
+    return folder
+
+
+def test_claims_that_the_data_do_not_suit_are_left_out(store, study):
+    done = command("run", "confident_learning", "--scale", "real", "--data", str(study), "--seeds", "2", "--json")
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert [result["claim"] for result in document["results"]] == ["finds_what_people_confirmed"]
+    assert document["results"][0]["measurements"][0]["values"]["found_prune_by_noise_rate"] == 1
+    assert document["failed"] == []
+    assert len(document["does_not_apply"]) == 4
+    assert all("has no class folders" in entry["reason"] for entry in document["does_not_apply"])
+    assert done.stderr.count("does not apply to this data") == 4
+    assert not list(store.rglob("*.failed.txt"))
+
+
+@pytest.mark.parametrize("data", [True, False])
+def test_where_no_claim_applies_it_is_one_sentence_and_exit_code_2(store, tmp_path, data):
+    (tmp_path / "empty").mkdir()
+    given = ["--data", str(tmp_path / "empty")] if data else []
+    done = command("run", "confident_learning", "--scale", "real", "--seeds", "1", "--json", *given)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr and not list(store.rglob("*.failed.txt"))
+    said = done.stderr.strip().splitlines()[-1]
+    assert ("suits none of the claims" if data else "give --data PATH") in said
+    assert len(json.loads(done.stdout)["does_not_apply"]) == 5
+
+
+@pytest.mark.parametrize(
+    ("when", "unfit"), [("before", True), ("between", True), ("after", False), ("never", False), ("some", False)]
+)
+def test_an_error_is_the_datas_only_between_asking_for_them_and_using_them(
+    plugin, store, tmp_path, monkeypatch, when, unfit
+):
+    def claim(trial):
+        if when == "never":
+            raise ValueError("a bug of the claim's own")
+        if trial.data_path is None or when == "before" or (when == "some" and trial.seed == 1):
+            raise ValueError("not such data")
+        trial.used("data/train", "f")
+        if when == "between":
+            trial.data("images", size=8, part="test")
+        if when != "some":
+            raise ValueError("a bug of the claim's own")
+        return {"shrinks": 4.0, "single": 1.0, "mean": 0.25}
+
+    monkeypatch.setattr(plugin.module("claims"), "averaging_shrinks_noise", claim)
+    options = Options(jobs=1, data=tmp_path, seeds=2)
+    outcomes = run_tasks(plan([plugin], options), options)
+    results = runner.results_of([plugin], outcomes)
+    if unfit:
+        assert not any(outcome.failed for outcome in outcomes) and results[0].verdict == "not run"
+        with pytest.raises(ValueError, match="suits none of the claims asked for"):
+            runner.run("mean_of_noise", data=tmp_path, jobs=1)
+    else:
+        assert outcomes[1].failed and outcomes[1].unfit is None and results[0].unfit is None
+        assert evidence.Store().failure_path(outcomes[1].task.path).is_file()
 
 
 def test_a_value_that_is_not_finite_counts_as_the_worst(plugin, store):

@@ -1,9 +1,11 @@
 """saigen (再現): a reading list you can run. Papers as components, and their claims re-measured.
 
+```python
 import saigen
 
 model = saigen.create_model("efficientnet_b0", num_classes=10)
 results = saigen.run("confident_learning")
+```
 """
 
 from typing import TYPE_CHECKING, Any

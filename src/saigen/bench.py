@@ -14,14 +14,23 @@ ROUNDS = 7
 
 @dataclass(frozen=True)
 class Row:
-    """A benchmark's result: seconds of ours and of the peer (medians), and peer over ours: above 1 ours is faster."""
+    """A benchmark's result: seconds of ours and of the peer (medians), and peer over ours: above 1 ours is faster.
+
+    ``low`` and ``high`` are the 95 % interval of the ratio over the rounds; where 1 lies between them, the two took the
+    same time as far as this machine can tell.
+    """
 
     paper: str
     name: str
-    ours: float
-    peer: float
-    ratio: float
+    ours: float = 0.0
+    peer: float = 0.0
+    ratio: float = 0.0
+    low: float = 0.0
+    high: float = 0.0
     missing: str | None = None
+
+    def __str__(self) -> str:
+        return self.missing or f"{self.ratio:.2f} ({self.low:.2f} to {self.high:.2f})"
 
 
 def benchmarks(papers: Sequence[Paper]) -> Iterator[tuple[Paper, Benchmark]]:
@@ -33,19 +42,22 @@ def benchmarks(papers: Sequence[Paper]) -> Iterator[tuple[Paper, Benchmark]]:
 
 
 def measure(paper: Paper, benchmark: Benchmark, *, rounds: int = ROUNDS, seconds: float = 0.3) -> Row:
-    """Times ours and the peer in turn, ``rounds`` times each with ``torch.utils.benchmark``, and compares medians of pairs.
+    """Times ours and the peer in turn, ``rounds`` times each with ``torch.utils.benchmark``: geometric means of the pairs.
 
-    A peer that is not installed gives a row that says which extra to install.
+    A peer that is not installed gives a row that says which extra to install. Raises ``ValueError`` for fewer than
+    two rounds, which have no interval.
     """
     import numpy as np
+    from scipy import stats
     from torch.utils.benchmark import Timer
+
+    if rounds < 2:
+        raise ValueError(f"rounds is {rounds}, allowed is at least 2")
 
     try:
         peer = benchmark.peer()
     except ImportError as error:
-        return Row(
-            paper.slug, benchmark.name, 0.0, 0.0, 0.0, missing=f"{error} (pip install 'saigen[{benchmark.extra}]')"
-        )
+        return Row(paper.slug, benchmark.name, missing=f"{error} (pip install 'saigen[{benchmark.extra}]')")
     ours = benchmark.ours()
     pairs = []
     timers = [_timer(Timer, ours), _timer(Timer, peer)]
@@ -57,12 +69,13 @@ def measure(paper: Paper, benchmark: Benchmark, *, rounds: int = ROUNDS, seconds
         order = (0, 1) if round_number % 2 == 0 else (1, 0)
         times = {which: timers[which].timeit(count).mean for which in order}
         pairs.append((times[0], times[1]))
-    x = np.array(pairs)
+    logs = np.log([theirs / mine for mine, theirs in pairs])
+    reach = stats.t.ppf(0.975, rounds - 1) * stats.sem(logs)
     return Row(
         paper.slug,
         benchmark.name,
-        *(float(v) for v in np.median(x, axis=0)),
-        float(np.exp(np.median(np.log(x[:, 1] / x[:, 0])))),
+        *np.median(pairs, axis=0).tolist(),
+        *np.exp([logs.mean(), logs.mean() - reach, logs.mean() + reach]).tolist(),
     )
 
 
@@ -85,12 +98,12 @@ def machine() -> str:
 def markdown(rows: Sequence[Row], command: str) -> str:
     """The table of ``benchmarks/README.md``."""
     lines = [
-        "| paper | benchmark | ours (ms) | peer (ms) | peer / ours |",
+        "| paper | benchmark | ours (ms) | peer (ms) | peer / ours (95 % interval) |",
         "| --- | --- | ---: | ---: | ---: |",
         *(
-            f"| {row.paper} | {row.name} | {row.ours * 1e3:.2f} | {row.peer * 1e3:.2f} | {row.ratio:.2f} |"
+            f"| {row.paper} | {row.name} | {row.ours * 1e3:.2f} | {row.peer * 1e3:.2f} | {row} |"
             if row.missing is None
-            else f"| {row.paper} | {row.name} | | | {row.missing} |"
+            else f"| {row.paper} | {row.name} | | | {row} |"
             for row in rows
         ),
     ]

@@ -1,5 +1,6 @@
 """The command line: ``saigen list | show | run | apply | publish | report | digest | bench | new``."""
 
+import inspect
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from rich.table import Table
 from saigen.cards import catalogue
 from saigen.cards.catalogue import Paper, nearest
 from saigen.cards.glossary import RUNGS, label
+from saigen.cards.schema import DOMAINS
 from saigen.report.numbers import duration, measured, number, reported
 
 LANGUAGES = ("en", "ja")
@@ -49,14 +51,20 @@ app = typer.Typer(
     cls=Commands,
     name="saigen",
     help="A reading list you can run: papers as components, and their claims re-measured on your machine.",
+    epilog="Begin with `saigen list`, then `saigen show confident_learning`, then `saigen run confident_learning`.",
     no_args_is_help=True,
+    # Markdown, so that a docstring's paragraphs are filled, and square brackets are no markup.
+    rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 Lang = Annotated[str, typer.Option("--lang", help="Language of what is printed: en or ja.")]
 Papers = Annotated[
-    list[str] | None, typer.Argument(metavar="PAPER...", help="Slugs of papers, as `saigen list` shows them.")
+    list[str] | None, typer.Argument(metavar="PAPER", help="Slugs of papers, as `saigen list` shows them.")
+]
+Domain = Annotated[
+    str | None, typer.Option(help="Every paper of a domain, `vision` say; `saigen list` shows each paper's.")
 ]
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print one JSON document to stdout; everything else goes to stderr.")
@@ -66,10 +74,10 @@ AsJson = Annotated[
 def main() -> None:
     """The entry point: wrong use is one clear line and exit code 2, never a traceback."""
     if os.environ.get("SAIGEN_DEBUG"):
-        app()
+        app(prog_name="saigen")
     try:
         # Outside standalone mode an early exit comes back as its code; Ctrl-C as 130.
-        code = app(standalone_mode=False)
+        code = app(standalone_mode=False, prog_name="saigen")
         if code == INTERRUPTED:
             raise KeyboardInterrupt
         sys.exit(code if isinstance(code, int) else 0)
@@ -79,6 +87,8 @@ def main() -> None:
         _err().print("stopped; what was finished is kept, and the same command goes on from there")
         sys.exit(INTERRUPTED)
     except WrongUse as error:
+        if not error.format_message():  # `saigen` alone, which has shown the help
+            sys.exit(0)
         where = getattr(error, "ctx", None)
         more = f" (`{where.command_path} --help` shows what it takes)" if where is not None else ""
         _err().print(f"[bold red]error:[/] {escape(error.format_message() + more)}", soft_wrap=True)
@@ -134,10 +144,18 @@ def _warn_of_problems() -> None:
 
 @app.command("list")
 def list_command(
-    domain: Annotated[str | None, typer.Option(help="Only papers of this domain.")] = None,
-    tag: Annotated[str | None, typer.Option(help="Only papers with this tag.")] = None,
+    domain: Annotated[str | None, typer.Option(help="Only papers of this domain, `vision` say.")] = None,
+    tag: Annotated[
+        str | None,
+        typer.Option(help="Only papers with this tag, `token pruning` say; `saigen list --json` has them all."),
+    ] = None,
     rung: Annotated[
-        int | None, typer.Option(min=0, max=5, help="Only papers that stand at least this far up the ladder.")
+        int | None,
+        typer.Option(
+            min=0,
+            max=5,
+            help=f"Only papers that stand at least this far up the ladder: {', '.join(f'{n} {name}' for n, name in enumerate(RUNGS['en']))}.",
+        ),
     ] = None,
     as_json: AsJson = False,
     lang: Lang = "en",
@@ -227,35 +245,57 @@ def _verdict(verdict: str, lang: str) -> str:
 # --- run ------------------------------------------------------------------------------------------------------------
 
 
-@app.command()
+@app.command(
+    epilog="Examples: `saigen run confident_learning` · `saigen run sam dynamic_vit --scale tiny` · "
+    "`saigen run simsiam --scale real --data my_images`"
+)
 def run(
     papers: Papers = None,
     everything: Annotated[bool, typer.Option("--all", help="Every paper.")] = False,
-    domain: Annotated[str | None, typer.Option(help="Every paper of a domain.")] = None,
-    claim: Annotated[list[str] | None, typer.Option(help="Only this claim; may be given more than once.")] = None,
+    domain: Domain = None,
+    claim: Annotated[
+        list[str] | None,
+        typer.Option(help="Only this claim, as `saigen show PAPER` names them; may be given more than once."),
+    ] = None,
     scale: Annotated[
         str,
-        typer.Option(help="How big: tiny (seconds, no verdict), laptop, real (your data), full (the paper's setting)."),
+        typer.Option(
+            help="How big: tiny (seconds, no verdict), laptop (minutes, embedded data), real (hours or a GPU, mostly with "
+            "your --data), full (the paper's setting)."
+        ),
     ] = "laptop",
     seeds: Annotated[int, typer.Option(help="Seeds 0 to N-1, N at most 20.")] = 5,
     settle: Annotated[
         bool,
-        typer.Option("--settle", help="After the first five seeds take one more look, at as many as 80 % power needs."),
+        typer.Option(
+            "--settle", help="After the first five seeds take one more look, at as many seeds as 80 % power needs."
+        ),
     ] = False,
     jobs: Annotated[
-        int | None, typer.Option(help="Trials at a time; by default the cores at tiny and laptop, one else.")
+        int | None,
+        typer.Option(help="Trials at a time; by default as many as cores at tiny and laptop, one at real and full."),
     ] = None,
     device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps.")] = "cpu",
-    data: Annotated[Path | None, typer.Option(help="Your own data, for the scales real and full.")] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Your own data, for the scales real and full. Images: a folder (`train/CLASS/*.jpg` and `test/CLASS/*.jpg`, "
+            "or `CLASS/*.jpg`), or Parquet with the columns image and label. What else a claim takes it says itself."
+        ),
+    ] = None,
     backend: Annotated[str, typer.Option(help="Who spreads the trials: loky (this machine), ray, dask.")] = "loky",
-    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 unless every claim is reproduced.")] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit with 1 unless every claim that was run is reproduced.")
+    ] = False,
     as_json: AsJson = False,
     lang: Lang = "en",
 ) -> None:
     """Re-measure the claims of papers and judge them beside what the papers report.
 
     What was measured before and is still fresh is not run again, so after Ctrl-C, a crash or a power cut the same
-    command goes on where it was.
+    command goes on where it was. A claim that does not apply to --data is left out, with the reason.
+
+    Exit code: 0 when it ran, whatever the verdicts; 1 when a claim failed; 2 for wrong use.
     """
     from saigen import runner
 
@@ -275,16 +315,23 @@ def run(
     if runner.rank() != 0:
         return
     failures = [outcome for outcome in outcomes if outcome.failed]
+    measured_here = [result for result in results if result.unfit is None]
     if as_json:
         print(_document(results, failures))
-    else:
-        _print_results(chosen, results, lang)
+    elif measured_here:
+        _print_results(chosen, measured_here, lang)
+    runner.check_some_fit(results, options)
+    for result in results:
+        if result.unfit is not None:
+            why = f"does not apply to this data: {result.unfit}" if data is not None else result.unfit
+            _err().print(f"[yellow]left out:[/] {result.paper} {result.claim} {escape(why)}", soft_wrap=True)
+    store = runner.Store()
     for outcome in failures:
         place = f"{outcome.task.paper} {outcome.task.claim} seed {outcome.task.seed}"
         if outcome.measurement is None:
             last = (outcome.log or "").strip().splitlines()[-1]
             _err().print(
-                f"[red]failed:[/] {place}: {escape(last)} (log: {outcome.task.path.with_suffix('.failed.txt')})",
+                f"[red]failed:[/] {place}: {escape(last)} (log: {store.failure_path(outcome.task.path)})",
                 soft_wrap=True,
             )
         else:
@@ -292,7 +339,7 @@ def run(
                 f"[red]not finite:[/] {place}: {', '.join(n for n, v in outcome.measurement.values.items() if v is None)}",
                 soft_wrap=True,
             )
-    if failures or (strict and any(result.verdict != "reproduced" for result in results)):
+    if failures or (strict and any(result.verdict != "reproduced" for result in measured_here)):
         raise typer.Exit(1)
 
 
@@ -358,7 +405,10 @@ def _run_with_progress(tasks: Sequence[Any], options: Any, papers: Sequence[Pape
 
 def _told(outcome: Any) -> str:
     task = outcome.task
-    end = f"{outcome.measurement.seconds:.1f} s" if outcome.measurement is not None else "failed"
+    if outcome.measurement is not None:
+        end = f"{outcome.measurement.seconds:.1f} s"
+    else:
+        end = "failed" if outcome.failed else "left out"
     return f"{task.paper} {task.claim} {task.scale} seed {task.seed}: {end}"
 
 
@@ -392,7 +442,10 @@ def _settle(papers: Sequence[Paper], options: Any, claims: Sequence[str], outcom
 def _document(results: Sequence[Any], failures: Sequence[Any]) -> str:
     """Sorted by paper, claim and seed; no forecasts, so that the same runs give the same document."""
     entries = []
-    for result in sorted(results, key=lambda r: (r.paper, r.claim)):
+    results = sorted(results, key=lambda r: (r.paper, r.claim))
+    for result in results:
+        if result.unfit is not None:
+            continue
         entries.append(
             {
                 "paper": result.paper,
@@ -416,7 +469,13 @@ def _document(results: Sequence[Any], failures: Sequence[Any]) -> str:
         {"paper": o.task.paper, "claim": o.task.claim, "scale": o.task.scale, "seed": o.task.seed, "log": o.log}
         for o in sorted(failures, key=lambda o: (o.task.paper, o.task.claim, o.task.seed))
     ]
-    return json.dumps({"results": entries, "failed": failed}, ensure_ascii=False, indent=1, allow_nan=False)
+    unfit = [
+        {"paper": r.paper, "claim": r.claim, "scale": r.scale, "reason": r.unfit}
+        for r in results
+        if r.unfit is not None
+    ]
+    document = {"results": entries, "does_not_apply": unfit, "failed": failed}
+    return json.dumps(document, ensure_ascii=False, indent=1, allow_nan=False)
 
 
 def _finite(value: float) -> float | None:
@@ -436,6 +495,8 @@ def _print_results(papers: Sequence[Paper], results: Sequence[Any], lang: str) -
         paper = catalogue.paper(result.paper)
         claim = paper.card.find_claim(result.claim)
         before = next((r for r in runner.published(paper, (result.scale,)) if r.claim == result.claim), None)
+        # A tiny run is not judged: "not run" would be an odd thing to read of what has just run.
+        shown = (lambda verdict: "-") if result.scale == "tiny" else (lambda verdict: _verdict(verdict, lang))
         for index, (name, quantity) in enumerate(claim.quantities.items()):
             judged = next((q for q in result.quantities if q.name == name), None)
             then = next((q for q in before.quantities if q.name == name), None) if before else None
@@ -446,7 +507,7 @@ def _print_results(papers: Sequence[Paper], results: Sequence[Any], lang: str) -
                 reported(quantity),
                 measured(quantity, then) if then else "-",
                 measured(quantity, judged) if judged and judged.interval else _raw(judged),
-                _verdict(judged.verdict if judged else "not run", lang),
+                shown(judged.verdict if judged else "not run"),
             )
         table.add_row(
             "",
@@ -455,7 +516,7 @@ def _print_results(papers: Sequence[Paper], results: Sequence[Any], lang: str) -
             "",
             "",
             f"{label('seeds', lang)} {result.seeds}, {result.scale}",
-            f"[bold]{_verdict(result.verdict, lang)}[/]",
+            f"[bold]{shown(result.verdict)}[/]",
             end_section=True,
         )
         if result.verdict in ("not reproduced", "inconclusive", "direction only") and paper not in short_of:
@@ -499,14 +560,20 @@ def apply_command(
         raise ValueError(f"{paper} does not map files to files: `saigen apply` takes {', '.join(able)}")
     function = entry.module("apply").apply
     room = typer.Typer(
-        pretty_exceptions_enable=False, add_completion=False, context_settings={"help_option_names": ["-h", "--help"]}
+        rich_markup_mode="markdown",
+        pretty_exceptions_enable=False,
+        add_completion=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
     )
 
     def finish(said: str | None, **_: Any) -> None:
         if said:
             typer.echo(said)
 
-    room.command(name=f"apply {paper}")(function)
+    # What the function raises is for who calls it from Python; here it is a line and an exit code.
+    paragraphs = (inspect.getdoc(function) or "").split("\n\n")
+    said_of_it = "\n\n".join(text for text in paragraphs if not text.startswith("Raises "))
+    room.command(name=f"apply {paper}", help=said_of_it)(function)
     command = typer.main.get_command(room)
     finish(command.main(args=ctx.args, prog_name=f"saigen apply {paper}", standalone_mode=False))
 
@@ -579,25 +646,31 @@ def report(
     papers: Papers = None,
     out: Annotated[Path, typer.Option(help="The folder to write.")] = Path("saigen-report"),
     show_it: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
+    lang: Annotated[
+        str | None,
+        typer.Option(
+            "--lang", help="The language the page opens in, en or ja; by default that of the reader's browser."
+        ),
+    ] = None,
 ) -> None:
     """Write the page: an index and a page a paper, with reported beside measured numbers, in both languages."""
     from saigen.report.page import write_report
 
     chosen = [catalogue.paper(slug) for slug in papers] if papers else None
-    index = write_report(out, chosen)
+    index = write_report(out, chosen, lang=None if lang is None else _language(lang))
     _warn_of_problems()
     typer.echo(f"the page is at {index.resolve()}")
     if show_it:
         typer.launch(index.resolve().as_uri())
 
 
-@app.command()
+@app.command(epilog="Example: `saigen digest monthly-2021-05 --lang ja --format zenn`")
 def digest(
     name: Annotated[
         str,
         typer.Argument(
             metavar="LIST",
-            help="The id of a list; `saigen digest --help` names them: 2019-part-1, ml-news-2020-w45, monthly-2021-05, ai-paper-reading-2021-07, washizaki-articles.",
+            help="The id of a list: 2019-part-1, ml-news-2020-w45, monthly-2021-05, ai-paper-reading-2021-07, washizaki-articles.",
         ),
     ],
     out: Annotated[Path, typer.Option(help="The folder to write.")] = Path("saigen-digest"),
@@ -619,14 +692,14 @@ def digest(
 @app.command()
 def bench(
     papers: Papers = None,
-    domain: Annotated[str | None, typer.Option(help="Every paper of a domain.")] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Pairs of measurements a benchmark.")] = 7,
+    domain: Domain = None,
+    rounds: Annotated[int, typer.Option(min=2, help="Pairs of measurements a benchmark.")] = 7,
     markdown: Annotated[Path | None, typer.Option(help="Also write the table to this Markdown file.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Time each component against its best public peer, alternating in one process on this machine.
 
-    peer / ours above 1 means ours is faster. Peers come with `pip install 'saigen[peers]'`.
+    `peer / ours` above 1 means ours is faster; with its 95 % interval over the rounds. Peers come with `pip install 'saigen[peers]'`.
     """
     from saigen import bench as benching
     from saigen.files import write_text
@@ -638,7 +711,7 @@ def bench(
     for paper, benchmark in benching.benchmarks(chosen):
         row = benching.measure(paper, benchmark, rounds=rounds)
         rows.append(row)
-        _err().print(f"{row.paper} {row.name}: {row.missing or f'{row.ratio:.2f}'}", markup=False, soft_wrap=True)
+        _err().print(f"{row.paper} {row.name}: {row}", markup=False, soft_wrap=True)
     if not rows:
         raise ValueError("none of these papers has a benchmark")
     if as_json:
@@ -647,9 +720,9 @@ def bench(
         table = _table("paper", "benchmark", "ours", "peer", "peer / ours")
         for row in rows:
             times = (
-                ("-", "-", row.missing)
+                ("-", "-", str(row))
                 if row.missing
-                else (f"{row.ours * 1e3:.2f} ms", f"{row.peer * 1e3:.2f} ms", f"{row.ratio:.2f}")
+                else (f"{row.ours * 1e3:.2f} ms", f"{row.peer * 1e3:.2f} ms", str(row))
             )
             table.add_row(row.paper, row.name, *times)
         _out().print(table)
@@ -663,14 +736,17 @@ def bench(
         )
 
 
-@app.command()
+@app.command(epilog="Example: `saigen new 2106.02034 --slug my_paper --domain vision`")
 def new(
     name: Annotated[
         str,
         typer.Argument(metavar="ARXIV_ID|SLUG", help="An arXiv id such as 2106.02034, or the slug of the new room."),
     ],
-    domain: Annotated[str, typer.Option(help="The domain of the room.")],
-    slug: Annotated[str | None, typer.Option(help="The slug, where an arXiv id is given.")] = None,
+    domain: Annotated[str, typer.Option(help=f"The domain of the room: {', '.join(DOMAINS)}.")],
+    slug: Annotated[
+        str | None,
+        typer.Option(help="Where an arXiv id is given: the slug, which names the room's folder (`dynamic_vit`)."),
+    ] = None,
     into: Annotated[
         Path | None, typer.Option(help="The package folder that gets the room; saigen's own papers folder by default.")
     ] = None,

@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -45,20 +46,32 @@ class Task:
     code: str
     card: str
 
+    @property
+    def scratch(self) -> Path:
+        """The folder for checkpoints of long arms, beside where the measurement will lie."""
+        return self.path.parent / f"{self.path.stem}.scratch"
+
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a task: a measurement, or the log of its failure; ``reused`` where it lay there already."""
+    """What became of a task: a measurement, or the log of its failure; ``reused`` where it lay there already.
+
+    ``unfit`` is the sentence of a claim that asked for the user's data and could not take it: nothing was measured, and
+    nothing is wrong with the claim.
+    """
 
     task: Task
     measurement: Measurement | None
     log: str | None = None
     reused: bool = False
+    unfit: str | None = None
 
     @property
     def failed(self) -> bool:
         """True where the claim raised, or gave a value that is not finite."""
-        return self.measurement is None or any(value is None for value in self.measurement.values.values())
+        if self.measurement is None:
+            return self.unfit is None
+        return any(value is None for value in self.measurement.values.values())
 
 
 @dataclass(frozen=True)
@@ -197,24 +210,23 @@ def forecast(tasks: Sequence[Task], jobs: int, papers: Sequence[Paper]) -> float
     return start + parallel / max(1, min(jobs, len(tasks) or 1)) + alone
 
 
-def execute(task: Task) -> tuple[Measurement | None, str | None]:
-    """Runs one trial in this process and returns its measurement, or the log of its failure."""
+def execute(task: Task) -> Outcome:
+    """Runs one trial in this process: its measurement, or the log of its failure. Keeps neither."""
     import torch
-
-    from saigen.trial import Trial
 
     threads = torch.get_num_threads()
     torch.set_num_threads(task.threads)
     started = time.perf_counter()
+    trial = None
     try:
         paper = catalogue.paper(task.paper)
         module = paper.module("claims")
-        trial = Trial(
+        trial = _asking_trial(
             seed=task.seed,
             scale=task.scale,
             device=torch.device(task.device),
             data_path=None if task.data is None else Path(task.data),
-            scratch=None if task.scale in ONE_THREAD_SCALES else task.path.parent / f"{task.path.stem}.scratch",
+            scratch=None if task.scale in ONE_THREAD_SCALES else task.scratch,
         )
         returned = getattr(module, task.claim)(trial)
         values = {name: float(value) if math.isfinite(value) else None for name, value in sorted(returned.items())}
@@ -224,8 +236,9 @@ def execute(task: Task) -> tuple[Measurement | None, str | None]:
             if missing:
                 raise KeyError(f"the claim function returned no {', '.join(missing)}")
         setting = dataclasses.asdict(module.SIZES[task.scale])
-    except Exception:
-        return None, traceback.format_exc()
+    except Exception as error:
+        asked = isinstance(error, ValueError) and trial is not None and trial.asking
+        return Outcome(task, None, traceback.format_exc(), unfit=" ".join(str(error).split()) if asked else None)
     finally:
         torch.set_num_threads(threads)
     measurement = Measurement(
@@ -243,7 +256,29 @@ def execute(task: Task) -> tuple[Measurement | None, str | None]:
         created=datetime.datetime.now(datetime.UTC).replace(microsecond=0),
     )
     # As it will be read back, so that a fresh and a kept measurement print alike.
-    return Measurement.model_validate_json(measurement.line()), None
+    return Outcome(task, Measurement.model_validate_json(measurement.line()))
+
+
+def _asking_trial(**given: Any) -> Any:
+    """A trial that knows whether its claim has asked for the user's data and has not noted them as used.
+
+    A ``ValueError`` in between says that the data are not what the claim takes; any later one is the claim's own.
+    """
+    from saigen.trial import Trial
+
+    class AskingTrial(Trial):
+        asking = False
+
+        def __getattribute__(self, name: str) -> Any:
+            if name == "data_path":
+                self.asking = True
+            return super().__getattribute__(name)
+
+        def used(self, name: str, fingerprint: str) -> None:
+            super().used(name, fingerprint)
+            self.asking = False
+
+    return AskingTrial(**given)
 
 
 def _plain(value: Any) -> Any:
@@ -251,37 +286,31 @@ def _plain(value: Any) -> Any:
     return json.loads(json.dumps(value, default=str))
 
 
+def keep(outcome: Outcome, store: Store) -> Outcome:
+    """Stores what a task gave, wherever it ran: its measurement, in place of an older failure's log, or that log."""
+    task = outcome.task
+    if outcome.failed and outcome.measurement is None:
+        store.write_failure(task.path, outcome.log or "")
+        return outcome
+    if outcome.measurement is not None:
+        store.write(task.path, outcome.measurement)
+        shutil.rmtree(task.scratch, ignore_errors=True)
+    store.clear_failure(task.path)
+    return outcome
+
+
 def work(task: Task) -> Outcome:
-    """Runs a task and keeps its measurement; one that another process is running is waited for, not run twice."""
+    """Runs a task and keeps its outcome; one that another process is running is waited for, not run twice."""
     import filelock
 
     store = Store()
     task.path.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(f"{task.path}.lock"):
         found = store.read(task.path)
-        if found is not None:
-            return Outcome(task, found, reused=True)
-        measurement, log = execute(task)
-        if measurement is None:
-            store.write_failure(task.path, log or "")
-        else:
-            store.write(task.path, measurement)
-            task.path.with_suffix(".failed.txt").unlink(missing_ok=True)
-            _remove_scratch(task)
+        outcome = keep(execute(task), store) if found is None else Outcome(task, found, reused=True)
     with contextlib.suppress(OSError):
         os.unlink(f"{task.path}.lock")
-    return Outcome(task, measurement, log)
-
-
-def _remove_scratch(task: Task) -> None:
-    import shutil
-
-    shutil.rmtree(task.path.parent / f"{task.path.stem}.scratch", ignore_errors=True)
-
-
-def _remote(task: Task) -> tuple[Task, Measurement | None, str | None]:
-    # On another machine the store is not ours to write: the measurement travels back.
-    return (task, *execute(task))
+    return outcome
 
 
 def run_tasks(
@@ -313,6 +342,13 @@ def run_tasks(
             done(outcome)
         for task in alone:
             done(work(task))
+    # Data that some seeds could be measured on fit the claim: what stopped the others is a failure.
+    fitting = {(o.task.paper, o.task.claim) for o in outcomes.values() if o.unfit is None}
+    for task, outcome in outcomes.items():
+        if outcome.unfit is not None and (task.paper, task.claim) in fitting:
+            outcomes[task] = dataclasses.replace(outcome, unfit=None)
+            if rank() == 0:
+                keep(outcomes[task], store)
     return [outcomes[task] for task in tasks]
 
 
@@ -360,28 +396,21 @@ def _on_cluster(tasks: Sequence[Task], options: Options) -> Iterator[Outcome]:
     for start in range(0, len(tasks), width):
         batch = tasks[start : start + width]
         with joblib.parallel_config(backend=options.backend):
-            results = joblib.Parallel(n_jobs=options.jobs or -1)(joblib.delayed(_remote)(task) for task in batch)
-        for task, measurement, log in results:
-            if measurement is None:
-                store.write_failure(task.path, log or "")
-            else:
-                store.write(task.path, measurement)
-            yield Outcome(task, measurement, log)
+            # On another machine the store is not ours to write: the outcomes travel back.
+            results = joblib.Parallel(n_jobs=options.jobs or -1)(joblib.delayed(execute)(task) for task in batch)
+        yield from (keep(outcome, store) for outcome in results)
 
 
 def _work_distributed(task: Task) -> Outcome:
     """Under ``torchrun``: every process runs the same trial, rank 0 writes."""
     import torch.distributed
 
-    measurement, log = execute(task)
+    outcome = execute(task)
     if rank() == 0:
-        if measurement is None:
-            Store().write_failure(task.path, log or "")
-        else:
-            Store().write(task.path, measurement)
+        keep(outcome, Store())
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
-    return Outcome(task, measurement, log)
+    return outcome
 
 
 def _world_size() -> int:
@@ -403,7 +432,10 @@ def default_jobs(scale: str) -> int:
 
 @dataclass(frozen=True)
 class ClaimResult:
-    """A claim at a scale: its verdict, each quantity judged, and the measurements behind them."""
+    """A claim at a scale: its verdict, each quantity judged, and the measurements behind them.
+
+    ``unfit`` says why it does not apply to the data that were given; its verdict is then ``not run``.
+    """
 
     paper: str
     claim: str
@@ -412,6 +444,7 @@ class ClaimResult:
     quantities: tuple[Any, ...]
     measurements: tuple[Measurement, ...]
     fresh: bool = True
+    unfit: str | None = None
 
     @property
     def seeds(self) -> int:
@@ -565,6 +598,9 @@ def run(
 ) -> list[ClaimResult]:
     """Measures the claims of ``papers`` and judges them; what was measured before and is still fresh is not run again.
 
+    A claim that does not apply to ``data`` has the reason as its result's ``unfit``. Raises ``ValueError`` for wrong
+    arguments, and where no claim applies.
+
     >>> results = run("confident_learning", scale="tiny", seeds=1)  # doctest: +SKIP
     """
     slugs = [papers] if isinstance(papers, str) else list(papers)
@@ -572,7 +608,9 @@ def run(
     options = Options(scale, seeds, jobs, device, None if data is None else Path(data), backend)
     check_options(options)
     tasks = plan(chosen, options, claims)
-    return results_of(chosen, run_tasks(tasks, options))
+    results = results_of(chosen, run_tasks(tasks, options))
+    check_some_fit(results, options)
+    return results
 
 
 def results_of(papers: Sequence[Paper], outcomes: Sequence[Outcome]) -> list[ClaimResult]:
@@ -583,5 +621,24 @@ def results_of(papers: Sequence[Paper], outcomes: Sequence[Outcome]) -> list[Cla
             own = [o for o in outcomes if o.task.paper == paper.slug and o.task.claim == claim.id]
             if own:
                 measured = [o.measurement for o in own if o.measurement is not None]
-                results.append(judge(paper, claim, own[0].task.scale, measured))
+                result = judge(paper, claim, own[0].task.scale, measured)
+                unfit = next((o.unfit for o in own if o.unfit is not None), None)
+                results.append(dataclasses.replace(result, unfit=unfit))
     return results
+
+
+def check_some_fit(results: Sequence[ClaimResult], options: Options) -> None:
+    """Raises ``ValueError`` with one sentence where none of the claims applies to the data that were given."""
+    if not results or any(result.unfit is None for result in results):
+        return
+    reasons: dict[str, list[str]] = {}
+    for result in results:
+        reasons.setdefault(str(result.unfit), []).append(f"{result.paper} {result.claim}")
+    why = (
+        next(iter(reasons))
+        if len(reasons) == 1
+        else "; ".join(f"{', '.join(claims)}: {reason}" for reason, claims in reasons.items())
+    )
+    raise ValueError(
+        why if options.data is None else f"--data {options.data} suits none of the claims asked for: {why}"
+    )

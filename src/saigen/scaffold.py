@@ -7,11 +7,13 @@ from pathlib import Path
 import jinja2
 
 from saigen.cards import catalogue
-from saigen.cards.catalogue import nearest
+from saigen.cards.catalogue import Paper, nearest
 from saigen.cards.schema import DOMAINS, SLUG
 from saigen.files import replacing
 
-ARXIV = re.compile(r"(?:arxiv:)?(\d{4}\.\d{4,5})(?:v\d+)?", flags=re.IGNORECASE)
+ARXIV = re.compile(
+    r"(?:arxiv:|https?://arxiv\.org/(?:abs|pdf)/)?(\d{4}\.\d{4,5})(?:v\d+)?(?:\.pdf)?", flags=re.IGNORECASE
+)
 FILES = ("__init__.py", "card.toml", "layer.py", "claims.py", "examples.py")
 
 
@@ -19,10 +21,15 @@ def scaffold(name: str, *, domain: str, slug: str | None = None, into: Path | No
     """Writes a room for the paper ``name`` (an arXiv id, or the slug) and its test; returns the files.
 
     ``into`` is a package folder (with ``__init__.py``); by default saigen's own papers.
-    Raises ``ValueError`` for a name or domain that is not allowed, or a room that is there already.
+    Raises ``ValueError`` for a name or domain that is not allowed, or a paper that has a room already.
     """
     match = ARXIV.fullmatch(name.strip())
     arxiv = match.group(1) if match else None
+    for paper in catalogue.list_papers():
+        if arxiv is not None and paper.card.arxiv == arxiv:
+            raise ValueError(f"arXiv {arxiv} has a room already: {_place(paper)}")
+        if paper.slug == (slug or name):
+            raise ValueError(f"the slug {paper.slug!r} has a room already, and slugs are unique: {_place(paper)}")
     if arxiv and slug is None:
         raise ValueError(f"{name} is an arXiv id: give the room's slug as well, --slug NAME")
     if not arxiv and slug not in (None, name):
@@ -34,8 +41,6 @@ def scaffold(name: str, *, domain: str, slug: str | None = None, into: Path | No
         raise ValueError(
             f"there is no domain {domain!r}{nearest(domain, DOMAINS)}: the domains are {', '.join(DOMAINS)}"
         )
-    if slug in {paper.slug for paper in catalogue.list_papers()}:
-        raise ValueError(f"there is a paper {slug!r} already: slugs are unique over all domains")
     own = into is None
     package = Path(__file__).parent / "papers" if into is None else into
     if not (package / "__init__.py").is_file():
@@ -73,6 +78,10 @@ def scaffold(name: str, *, domain: str, slug: str | None = None, into: Path | No
             written.append(test)
     catalogue.refresh()
     return written
+
+
+def _place(paper: Paper) -> str:
+    return f"{paper.domain}/{paper.slug}, {paper.card.title!r} (`saigen show {paper.slug}`)"
 
 
 def _class_name(slug: str) -> str:

@@ -10,12 +10,13 @@ from saigen.claims.evidence import EvidenceError, Measurement, Store
 
 def measured(paper, seed, scale="laptop", values=None, code=None, **changes) -> Measurement:
     claim = paper.card.claim[0]
-    fields = dict(
-        paper=paper.slug, claim=claim.id, scale=scale, seed=seed, seconds=1.0, code=code or evidence.code_digest(paper),
-        values=values or {"shrinks": 4.0 + seed / 100, "single": 1.0, "mean": 0.25}, card=evidence.claim_digest(claim),
-        setting={"draws": 400}, data={}, environment={"processor": "a", "cores": 2, "device": "cpu", "torch": "2"},
-        created=datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC),
-    )  # fmt: skip
+    fields = {
+        "paper": paper.slug, "claim": claim.id, "scale": scale, "seed": seed, "seconds": 1.0,
+        "code": code or evidence.code_digest(paper), "card": evidence.claim_digest(claim),
+        "values": values or {"shrinks": 4.0 + seed / 100, "single": 1.0, "mean": 0.25}, "setting": {"draws": 400}, "data": {},
+        "environment": {"processor": "a", "cores": 2, "device": "cpu", "torch": "2"},
+        "created": datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC),
+    }  # fmt: skip
     return Measurement(**(fields | changes))
 
 

@@ -185,8 +185,9 @@ def test_guard_catches_a_judge_without_intervals(monkeypatch):
     """The guard itself: a judge that looks at means alone calls 'halfway' reproduced far too often."""
     from saigen.claims import verdict as judging
 
-    point = lambda values, **how: judging.Interval(
-        float(np.mean(values)), float(np.mean(values)), float(np.mean(values)), len(values)
-    )
+    def point(values, **how):
+        mean = float(np.mean(values))
+        return judging.Interval(mean, mean, mean, len(values))
+
     monkeypatch.setattr(judging, "interval", point)
     assert share_reproduced({"g": 0.5, "r": 2.0}, 0.3) > 0.2

@@ -25,7 +25,12 @@ def test_equals_timm_in_outputs_and_gradients(gelu):
     torch.manual_seed(0)
     ours = jittered(MLPMixer(**TINY, gelu=gelu)).double()
     theirs = mixer.MlpMixer(
-        img_size=32, patch_size=8, embed_dim=48, num_blocks=2, num_classes=7, act_layer=lambda: torch.nn.GELU(approximate=gelu)
+        img_size=32,
+        patch_size=8,
+        embed_dim=48,
+        num_blocks=2,
+        num_classes=7,
+        act_layer=lambda: torch.nn.GELU(approximate=gelu),
     ).double()
     theirs.load_state_dict(ours.state_dict())
     x = torch.rand(3, 3, 32, 32, dtype=torch.double)
@@ -51,7 +56,10 @@ def test_keys_and_shapes_are_timms(name):
 def test_flax_names_and_layouts():
     model = jittered(MLPMixer(**TINY))
     state = model.state_dict()
-    flax = {"opt/target/pre_head_layer_norm/scale": state["norm.weight"], "opt/target/pre_head_layer_norm/bias": state["norm.bias"]}
+    flax = {
+        "opt/target/pre_head_layer_norm/scale": state["norm.weight"],
+        "opt/target/pre_head_layer_norm/bias": state["norm.bias"],
+    }
     for ours, theirs in (("stem.proj", "stem"), ("head", "head")):
         kernel = state[f"{ours}.weight"]
         flax[f"opt/target/{theirs}/kernel"] = kernel.permute(2, 3, 1, 0) if kernel.ndim == 4 else kernel.T
@@ -62,12 +70,16 @@ def test_flax_names_and_layouts():
             flax[f"opt/target/MixerBlock_{i}/LayerNorm_{norm - 1}/bias"] = state[f"blocks.{i}.norm{norm}.bias"]
         for mlp, mixing in (("mlp_tokens", "token_mixing"), ("mlp_channels", "channel_mixing")):
             for fc in (1, 2):
-                flax[f"opt/target/MixerBlock_{i}/{mixing}/Dense_{fc - 1}/kernel"] = state[f"blocks.{i}.{mlp}.fc{fc}.weight"].T
+                flax[f"opt/target/MixerBlock_{i}/{mixing}/Dense_{fc - 1}/kernel"] = state[
+                    f"blocks.{i}.{mlp}.fc{fc}.weight"
+                ].T
                 flax[f"opt/target/MixerBlock_{i}/{mixing}/Dense_{fc - 1}/bias"] = state[f"blocks.{i}.{mlp}.fc{fc}.bias"]
     converted = MLPMixer.convert_state_dict(flax)
     assert converted.keys() == state.keys()
     assert all(torch.equal(converted[key], state[key]) for key in state)
-    wrapped = convert_mixer_state_dict({f"module.{key}": value for key, value in state.items()} | {"surplus/kernel": torch.zeros(2, 3)})
+    wrapped = convert_mixer_state_dict(
+        {f"module.{key}": value for key, value in state.items()} | {"surplus/kernel": torch.zeros(2, 3)}
+    )
     assert wrapped.keys() == state.keys() | {"surplus/kernel"}
 
 

@@ -24,7 +24,7 @@ def test_the_five_lists_with_all_their_entries():
 def test_order_is_the_lists_own():
     top = [entry.paper for entry in lists()["ai-paper-reading-2021-07"].section[1].entry]
     assert top[:4] == ["dvt", "decision_transformer", "segformer", "sam"]
-    assert [entry.paper for entry in lists()["washizaki-articles"].section[0].entry][0] == "npt"
+    assert lists()["washizaki-articles"].section[0].entry[0].paper == "npt"
 
 
 @pytest.mark.parametrize("lang", ["ja", "en"])
@@ -36,11 +36,18 @@ def test_a_digest_is_written_within_zenns_rules(tmp_path, name, lang):
     text = article.read_text(encoding="utf-8")
     assert zenn.problems(text, slug=article.stem, root=tmp_path) == []
     found = lists()[name]
-    places = [text.find(entry.link) for section in found.section for entry in section.entry if entry.link and entry.paper not in found.highlights]
+    places = [
+        text.find(entry.link)
+        for section in found.section
+        for entry in section.entry
+        if entry.link and entry.paper not in found.highlights
+    ]
     assert -1 not in places
     if name != "ai-paper-reading-2021-07":  # its presenter's pick stands in two sections
         assert places == sorted(places)
-    for slug in {entry.paper for section in found.section for entry in section.entry} & {p.slug for p in catalogue.list_papers()}:
+    for slug in {entry.paper for section in found.section for entry in section.entry} & {
+        p.slug for p in catalogue.list_papers()
+    }:
         card = catalogue.paper(slug).card
         assert (card.title_ja if lang == "ja" else card.title) in text
 
@@ -65,6 +72,15 @@ def test_measured_numbers_stand_beside_reported_ones(tmp_path):
     name = next(d for d in measured[0].card.digests)
     write_digest(name, tmp_path, lang="en", formats=["markdown"])
     assert re.search(r"reported .+ → measured ", (tmp_path / f"saigen-{name}.md").read_text(encoding="utf-8"))
+
+
+def test_a_papers_evidence_is_judged_once_for_all_forms(tmp_path, monkeypatch):
+    from saigen import runner
+
+    asked, standing = [], runner.standing
+    monkeypatch.setattr(runner, "standing", lambda paper: asked.append(paper.slug) or standing(paper))
+    write_digest("ai-paper-reading-2021-07", tmp_path, lang="ja")
+    assert asked and len(asked) == len(set(asked))
 
 
 def test_wrong_arguments(tmp_path):

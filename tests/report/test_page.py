@@ -27,7 +27,13 @@ def browser():
         if os.environ.get("SAIGEN_REQUIRE") == "all":
             pytest.fail("the browser tests need playwright (extra browser) and chromium")
         pytest.skip("needs playwright and chromium: pip install 'saigen[browser]' and your system's chromium")
-    arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+    arguments = [
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+    ]
     with sync_playwright() as playwright:
         running = playwright.chromium.launch(executable_path=chromium, args=arguments)
         yield running
@@ -40,7 +46,10 @@ def page(browser, request):
     tab.problems = []
     tab.on("pageerror", lambda error: tab.problems.append(str(error)))
     tab.on("console", lambda message: message.type == "error" and tab.problems.append(message.text))
-    tab.on("request", lambda wanted: wanted.url.startswith(("file:", "data:")) or tab.problems.append(f"asked for {wanted.url}"))
+    tab.on(
+        "request",
+        lambda wanted: wanted.url.startswith(("file:", "data:")) or tab.problems.append(f"asked for {wanted.url}"),
+    )
     yield tab
     assert tab.problems == []
     tab.close()
@@ -68,6 +77,19 @@ def test_the_index_in_both_languages(site, page):
     assert no_sideways_scroll(page)
     link.click()
     assert page.locator("h1").inner_text().strip() == paper.card.title_ja, "the language travels with the link"
+
+
+def test_the_page_opens_in_the_language_it_was_written_for(browser, tmp_path):
+    paper = catalogue.list_papers()[0]
+    index = write_report(tmp_path / "r", [paper], lang="ja")
+    assert '<html lang="ja"' in index.read_text(encoding="utf-8")
+    tab = browser.new_page(locale="en-GB")
+    tab.goto(index.as_uri())
+    assert tab.locator('h2 a [lang="ja"]').is_visible()
+    tab.click('[data-set-lang="en"]')
+    tab.click("h2 a")
+    assert tab.locator("h1").inner_text().strip() == paper.card.title, "what the reader chose goes before"
+    tab.close()
 
 
 def test_search_and_filters(site, page):

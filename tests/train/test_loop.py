@@ -101,7 +101,12 @@ def test_ema_is_the_formula():
 
 @pytest.mark.parametrize(
     ("change", "said"),
-    [({"epochs": None}, "exactly one"), ({"batch_size": 0}, "batch_size"), ({"data": ()}, "data"), ({"data": (torch.zeros(3, 6), torch.zeros(2))}, "lengths")],
+    [
+        ({"epochs": None}, "exactly one"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"data": ()}, "data"),
+        ({"data": (torch.zeros(3, 6), torch.zeros(2))}, "lengths"),
+    ],
 )
 def test_wrong_arguments(change, said):
     net, x, y = problem()
@@ -113,5 +118,13 @@ def test_wrong_arguments(change, said):
 
 def test_a_diverged_run_says_so():
     net, x, y = problem()
-    history = fit(net, lambda m, a, b: loss(m, a, b) * math.inf, (x, y), optimizer=torch.optim.SGD(net.parameters(), 0.1), steps=2, batch_size=8, seed=0)
+    history = fit(
+        net,
+        lambda m, a, b: loss(m, a, b) * math.inf,
+        (x, y),
+        optimizer=torch.optim.SGD(net.parameters(), 0.1),
+        steps=2,
+        batch_size=8,
+        seed=0,
+    )
     assert history.diverged

@@ -307,9 +307,17 @@ class Store:
         """Keeps a measurement."""
         write_text(path, measurement.line() + "\n")
 
+    def failure_path(self, path: Path) -> Path:
+        """Where the log lies of a trial that failed: beside where its measurement would."""
+        return path.with_suffix(".failed.txt")
+
     def write_failure(self, path: Path, log: str) -> None:
-        """Keeps the log of a trial that failed, beside where its measurement would lie."""
-        write_text(path.with_suffix(".failed.txt"), log)
+        """Keeps the log of a trial that failed."""
+        write_text(self.failure_path(path), log)
+
+    def clear_failure(self, path: Path) -> None:
+        """Forgets that the trial once failed."""
+        self.failure_path(path).unlink(missing_ok=True)
 
     def measurements(self, paper: str) -> list[Measurement]:
         """All local measurements of a paper, oldest first."""

@@ -39,6 +39,11 @@ class Images:
         indices = torch.as_tensor(np.asarray(indices))
         return replace(self, x=self.x[indices], y=self.y[indices])
 
+    def sample(self, count: int | None, rng: np.random.Generator) -> "Images":
+        """``count`` of the images, drawn so that the classes keep their shares; None, or more than there are: all, shuffled."""
+        count = len(self) if count is None else min(count, len(self))
+        return self.subset(split(self.y.numpy(), (count,), rng)[0])
+
     def float(self) -> "Images":
         """The same images as float32 in [0, 1]."""
         return self if self.x.dtype == torch.float32 else replace(self, x=self.x.float() / 255)

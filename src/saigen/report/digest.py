@@ -9,7 +9,6 @@ import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jinja2
 from pydantic import BaseModel, ConfigDict, Field
@@ -26,6 +25,7 @@ from saigen.runner import Standing
 
 LISTS = Path(__file__).with_name("digests.toml")
 FORMATS = ("zenn", "markdown", "slides")
+FIGURE_ROWS = 6
 FORMS = ("sections", "news", "monthly", "slides", "index")
 
 
@@ -124,18 +124,34 @@ def sentences(text: str) -> list[str]:
     return [part.strip() for part in parts if part.strip()]
 
 
-def _item(entry: Entry, lang: str, figure_folder: str) -> Item:
+@dataclass(frozen=True)
+class _Room:
+    """A paper of a list that has a room, with its evidence judged once for every form and language."""
+
+    paper: Paper
+    standing: Standing
+    drawn: list[figures.Row]
+
+
+def _rooms(found: DigestList) -> dict[str, _Room]:
+    named = {entry.paper for section in found.section for entry in section.entry}
+    rooms = {}
+    for paper in catalogue.list_papers():
+        if paper.slug in named:
+            standing = runner.standing(paper)
+            rooms[paper.slug] = _Room(paper, standing, figures.rows(paper.card, standing.results)[:FIGURE_ROWS])
+    return rooms
+
+
+def _item(entry: Entry, rooms: dict[str, _Room], lang: str, figure_folder: str) -> Item:
     title = entry.title_en if lang == "en" and entry.title_en else entry.title
-    paper = _room(entry.paper)
-    if paper is None:
+    room = rooms.get(entry.paper or "")
+    if room is None:
         line = getattr(entry, lang)
         return Item(title, entry.title, entry.link or "", (line,) if line else (), None, {}, (), "", None, None)
-    card = paper.card
-    standing = runner.standing(paper)
+    card = room.paper.card
     prose = (card.ja if lang == "ja" else card.en).model_dump()
     text = [*sentences(prose["purpose"])[:1], *sentences(prose["method"])[:2], *sentences(prose["result"])[:2]]
-    results = tuple(_results(paper, standing, lang))
-    drawn = _figure_rows(paper, standing)
     return Item(
         title=card.title_ja if lang == "ja" else card.title,
         original_title=card.title,
@@ -143,37 +159,23 @@ def _item(entry: Entry, lang: str, figure_folder: str) -> Item:
         sentences=tuple(text),
         card=card,
         prose=prose,
-        results=results,
-        verdict=label(standing.headline, lang),
-        figure=f"{figure_folder}/{paper.slug}.png" if drawn else None,
-        slug=paper.slug,
+        results=tuple(_results(room, lang)),
+        verdict=label(room.standing.headline, lang),
+        figure=f"{figure_folder}/{room.paper.slug}.png" if room.drawn else None,
+        slug=room.paper.slug,
     )
 
 
-def _room(slug: str | None) -> Paper | None:
-    return next((paper for paper in catalogue.list_papers() if paper.slug == slug), None)
-
-
-def _results(paper: Paper, standing: Standing, lang: str) -> Sequence[Result]:
+def _results(room: _Room, lang: str) -> Sequence[Result]:
     found = []
-    for result in standing.results:
-        claim = paper.card.find_claim(result.claim)
+    for result in room.standing.results:
+        claim = room.paper.card.find_claim(result.claim)
         for judged in result.quantities:
             quantity = claim.quantities[judged.name]
             if judged.interval is not None:
                 text = (claim.id, getattr(quantity, lang), reported(quantity), measured(quantity, judged))
                 found.append(Result(*text, label(judged.verdict, lang), result.scale))
     return found
-
-
-def _figure_rows(paper: Paper, standing: Standing) -> list[tuple[str, Any, Any]]:
-    rows = []
-    for result in standing.results:
-        claim = paper.card.find_claim(result.claim)
-        for judged in result.quantities:
-            if figures.drawable(claim.quantities[judged.name]) and judged.interval is not None:
-                rows.append((f"{judged.name} ({result.scale})", claim.quantities[judged.name], judged))
-    return rows[:6]
 
 
 def templates() -> jinja2.Environment:
@@ -202,17 +204,18 @@ def write_digest(name: str, out: Path, *, lang: str = "en", formats: Sequence[st
         if given not in FORMATS:
             raise ValueError(f"--format is {given!r}{nearest(given, FORMATS)}, allowed are {', '.join(FORMATS)}")
     slug = f"saigen-{found.id}"
+    rooms = _rooms(found)
     written = []
     for given in formats:
         images = f"/images/{slug}" if given == "zenn" else "images"
-        text = _render(found, given, lang, images, slug)
+        text = _render(found, rooms, given, lang, images)
         path = {
             "zenn": out / "articles" / f"{slug}.md",
             "markdown": out / f"{slug}.md",
             "slides": out / f"{slug}-slides.md",
         }[given]
         folder = out / "images" / slug if given == "zenn" else out / "images"
-        _write_figures(found, folder)
+        _write_figures(rooms, folder)
         if given == "zenn":
             problems = zenn.problems(text, slug=slug, root=out)
             if problems:
@@ -223,7 +226,7 @@ def write_digest(name: str, out: Path, *, lang: str = "en", formats: Sequence[st
     return written
 
 
-def _render(found: DigestList, given: str, lang: str, images: str, slug: str) -> str:
+def _render(found: DigestList, rooms: dict[str, _Room], given: str, lang: str, images: str) -> str:
     context = {
         "digest": found,
         "lang": lang,
@@ -233,12 +236,12 @@ def _render(found: DigestList, given: str, lang: str, images: str, slug: str) ->
             {
                 "title": getattr(s, lang),
                 "intro": getattr(s, f"intro_{lang}"),
-                "entries": [_item(e, lang, images) for e in s.entry],
+                "entries": [_item(e, rooms, lang, images) for e in s.entry],
             }
             for s in found.section
         ],
         "highlights": [
-            _item(e, lang, images)
+            _item(e, rooms, lang, images)
             for slug in found.highlights
             for s in found.section
             for e in s.entry
@@ -255,10 +258,8 @@ def _render(found: DigestList, given: str, lang: str, images: str, slug: str) ->
     return zenn.front_matter(context["title"], found.emoji, found.topics) + "\n" + body
 
 
-def _write_figures(found: DigestList, folder: Path) -> None:
-    for entry in (entry for section in found.section for entry in section.entry):
-        paper = _room(entry.paper)
-        rows = _figure_rows(paper, runner.standing(paper)) if paper is not None else []
-        if rows:
-            with replacing(folder / f"{paper.slug}.png") as temporary:
-                figures.png(figures.anchors(rows), str(temporary))
+def _write_figures(rooms: dict[str, _Room], folder: Path) -> None:
+    for slug, room in rooms.items():
+        if room.drawn:
+            with replacing(folder / f"{slug}.png") as temporary:
+                figures.png(figures.anchors(room.drawn), str(temporary))

@@ -7,13 +7,14 @@ that quantities of different units share one axis and the bar lies halfway.
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import matplotlib
 from matplotlib.figure import Figure
 
-from saigen.cards.schema import Quantity
+from saigen.cards.schema import Card, Quantity
 from saigen.claims.verdict import Judged
+from saigen.runner import ClaimResult
 
 COLOURS = {
     "reproduced": "#1a7f4b",
@@ -23,6 +24,7 @@ COLOURS = {
     "not comparable": "#6b7280",
     "not run": "#6b7280",
 }
+DRAWABLE = ("gap", "ratio", "bound", "trend", "order")
 _FONT = {"font.family": "DejaVu Sans", "font.size": 9, "svg.fonttype": "none", "svg.hashsalt": "saigen"}
 
 
@@ -36,16 +38,24 @@ def place(quantity: Quantity, value: float) -> float:
     return (value - nothing) / (reported - nothing)
 
 
-def drawable(quantity: Quantity) -> bool:
-    """True where a quantity has two anchors to be drawn between."""
-    return quantity.kind in ("gap", "ratio", "bound", "trend", "order")
+Row = tuple[str, Quantity, Judged]
+"""A label, a quantity, and what was measured of it."""
 
 
-def anchors(rows: Sequence[tuple[str, Quantity, Judged]], *, width: float = 5.2, small: bool = False) -> Figure:
-    """Measured values of each seed, their mean and interval, between nothing and reported; the bar is dashed.
+def rows(card: Card, results: Iterable[ClaimResult], *, name_scale: bool = True) -> list[Row]:
+    """What ``anchors`` draws of ``results``: the measured quantities that have two anchors to be drawn between."""
+    drawn = []
+    for result in results:
+        quantities = card.find_claim(result.claim).quantities
+        for judged in result.quantities:
+            quantity = quantities[judged.name]
+            if quantity.kind in DRAWABLE and judged.interval is not None:
+                drawn.append((f"{judged.name} ({result.scale})" if name_scale else judged.name, quantity, judged))
+    return drawn
 
-    ``rows`` are (label, quantity, judged).
-    """
+
+def anchors(rows: Sequence[Row], *, width: float = 5.2, small: bool = False) -> Figure:
+    """Measured values of each seed, their mean and interval, between nothing and reported; the bar is dashed."""
     with matplotlib.rc_context(_FONT):
         height = (0.34 if small else 0.5) * len(rows) + (0.42 if small else 0.6)
         figure = Figure(figsize=(width, height), layout="constrained")

@@ -5,6 +5,7 @@ import inspect
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,9 @@ class Code:
     text: str
 
 
-def environment() -> jinja2.Environment:
-    """The templates, with the words and number formats they use."""
+def environment(lang: str | None = None) -> jinja2.Environment:
+    """The templates, with the words and number formats they use; in both languages, or in ``lang`` alone."""
+    say = both if lang is None else partial(only, lang)
     templates = jinja2.Environment(
         loader=jinja2.PackageLoader("saigen.report"),
         autoescape=True,
@@ -44,8 +46,8 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     templates.globals |= {
-        "both": both,
-        "word": word,
+        "both": say,
+        "word": lambda name: say(LABELS["en"].get(name, name), LABELS["ja"].get(name, name)),
         "word_ja": lambda name: LABELS["ja"].get(name, name),
         "RUNGS": RUNGS,
         "SCALES": SCALES,
@@ -60,14 +62,15 @@ def both(en: str, ja: str, tag: str = "span") -> Markup:
     return Markup('<{0} class="t" lang="en">{1}</{0}><{0} class="t" lang="ja">{2}</{0}>').format(Markup(tag), en, ja)
 
 
-def word(name: str) -> Markup:
-    """A word of the design's table in both languages."""
-    return both(LABELS["en"].get(name, name), LABELS["ja"].get(name, name))
+def only(lang: str, en: str, ja: str, tag: str = "span") -> Markup:
+    """A text in one language."""
+    return Markup("<{0}>{1}</{0}>").format(Markup(tag), ja if lang == "ja" else en)
 
 
-def write_report(out: Path, papers: Sequence[Paper] | None = None) -> Path:
+def write_report(out: Path, papers: Sequence[Paper] | None = None, *, lang: str | None = None) -> Path:
     """Writes the page into the folder ``out`` and returns the path of its index; what stood there is replaced as a whole.
 
+    The page holds both languages and opens in ``lang``; None opens it in the language of the reader's browser.
     Raises ``ValueError`` where ``out`` is a file, or a folder that is not a report of ours.
     """
     papers = catalogue.list_papers() if papers is None else list(papers)
@@ -86,13 +89,24 @@ def write_report(out: Path, papers: Sequence[Paper] | None = None) -> Path:
             "domains": sorted({paper.domain for paper in papers}),
             "verdicts": [v for v in figures.COLOURS if any(row["standing"].headline == v for row in rows)],
             "written": written,
+            "lang": lang,
             "root": "",
         }
         _render(templates, "index.html.j2", folder / "index.html", context)
         for paper in papers:
-            page = _paper(paper, stands[paper.slug]) | {"written": written, "root": "../"}
+            page = _paper(paper, stands[paper.slug], own_runs=True)
+            page |= {"written": written, "lang": lang, "root": "../"}
             _render(templates, "paper.html.j2", folder / "papers" / f"{paper.slug}.html", page)
     return out / "index.html"
+
+
+def article(paper: Paper, lang: str, standing: Standing | None = None) -> str:
+    """A paper's page in one language as an ``<article>`` to stand in another site; published evidence only.
+
+    It is dressed by ``assets/article.css``.
+    """
+    page = _paper(paper, standing or runner.standing(paper), own_runs=False)
+    return environment(lang).get_template("paper_article.html.j2").render(page)
 
 
 def _render(templates: jinja2.Environment, name: str, path: Path, context: dict[str, Any]) -> None:
@@ -100,51 +114,38 @@ def _render(templates: jinja2.Environment, name: str, path: Path, context: dict[
 
 
 def _row(paper: Paper, standing: Standing) -> dict[str, Any]:
-    rows = []
-    for scale in SCALES:
-        for claim in paper.card.claim:
-            result = standing.result(claim.id, scale)
-            for judged in result.quantities if result else ():
-                quantity = claim.quantities[judged.name]
-                if figures.drawable(quantity) and judged.interval is not None:
-                    rows.append((f"{judged.name} ({scale})", quantity, judged))
-    plot = (
-        figures.svg(
-            figures.anchors(rows[:INDEX_ROWS], width=4.4, small=True), f"{paper.slug}: nothing, reported, measured"
-        )
-        if rows
-        else None
-    )
-    return {"paper": paper, "card": paper.card, "standing": standing, "plot": plot and Markup(plot)}
+    by_scale = sorted(standing.results, key=lambda result: SCALES.index(result.scale))
+    rows = figures.rows(paper.card, by_scale)[:INDEX_ROWS]
+    plot = _plot(rows, f"{paper.slug}: nothing, reported, measured", width=4.4, small=True)
+    return {"paper": paper, "card": paper.card, "standing": standing, "plot": plot}
 
 
-def _paper(paper: Paper, standing: Standing) -> dict[str, Any]:
+def _plot(rows: Sequence[figures.Row], title: str, **look: Any) -> Markup | None:
+    return Markup(figures.svg(figures.anchors(rows, **look), title)) if rows else None
+
+
+def _paper(paper: Paper, standing: Standing, *, own_runs: bool) -> dict[str, Any]:
     return {
         "paper": paper,
         "card": paper.card,
         "standing": standing,
-        "claims": [_claim(paper, claim, standing) for claim in paper.card.claim],
+        "claims": [_claim(paper, claim, standing, own_runs) for claim in paper.card.claim],
         "codes": _codes(paper),
         "sources": _sources(standing),
         "tests": paper.card.parity,
     }
 
 
-def _claim(paper: Paper, claim: Claim, standing: Standing) -> dict[str, Any]:
+def _claim(paper: Paper, claim: Claim, standing: Standing, own_runs: bool) -> dict[str, Any]:
     results = [
         ("published", r) for scale in SCALES if (r := standing.result(claim.id, scale)) is not None and r.measurements
     ]
-    results += [("yours", r) for r in _local(paper, claim)]
+    results += [("yours", r) for r in _local(paper, claim)] if own_runs else []
     results.sort(key=lambda pair: SCALES.index(pair[1].scale))
     shown = []
     for origin, result in results:
         rows = [(q.name, claim.quantities[q.name], q) for q in result.quantities]
-        drawn = [row for row in rows if figures.drawable(row[1]) and row[2].interval is not None]
-        plot = (
-            figures.svg(figures.anchors(drawn), f"{claim.id} at scale {result.scale}: nothing, reported, measured")
-            if drawn
-            else None
-        )
+        drawn = figures.rows(paper.card, [result], name_scale=False)
         shown.append(
             {
                 "result": result,
@@ -160,7 +161,7 @@ def _claim(paper: Paper, claim: Claim, standing: Standing) -> dict[str, Any]:
                     for name, quantity, judged in rows
                 ],
                 "arms": _arms(claim, result),
-                "plot": plot and Markup(plot),
+                "plot": _plot(drawn, f"{claim.id} at scale {result.scale}: nothing, reported, measured"),
                 "seconds": sum(m.seconds for m in result.measurements) / len(result.measurements),
                 "fairness": claim.fairness(result.scale),
             }

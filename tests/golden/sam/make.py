@@ -35,7 +35,9 @@ def models(checkout: Path) -> None:
     from vit_jax import models_mixer, models_vit
 
     patches = ConfigDict({"size": (4, 4)})
-    transformer = ConfigDict({"num_layers": 2, "mlp_dim": 16, "num_heads": 2, "dropout_rate": 0.0, "attention_dropout_rate": 0.0})
+    transformer = ConfigDict(
+        {"num_layers": 2, "mlp_dim": 16, "num_heads": 2, "dropout_rate": 0.0, "attention_dropout_rate": 0.0}
+    )
     made = {
         "vit": models_vit.VisionTransformer(num_classes=5, patches=patches, transformer=transformer, hidden_size=8),
         "mixer": models_mixer.MlpMixer(
@@ -74,7 +76,10 @@ def optimizer(checkout: Path) -> None:
     source.body = [node for node in source.body if isinstance(node, ast.FunctionDef) and node.name in wanted]
     # the functions were written for an old JAX: hand them its names
     old = SimpleNamespace(
-        tree_map=jax.tree_util.tree_map, tree_multimap=jax.tree_util.tree_map, tree_leaves=jax.tree_util.tree_leaves, tree_util=jax.tree_util
+        tree_map=jax.tree_util.tree_map,
+        tree_multimap=jax.tree_util.tree_map,
+        tree_leaves=jax.tree_util.tree_leaves,
+        tree_util=jax.tree_util,
     )
     rho, l2, lr, beta, limit = 0.2, 0.05, 0.3, 0.9, 0.2
     official = {"jnp": jnp, "jax": old, "FLAGS": SimpleNamespace(gradient_clipping=limit)}

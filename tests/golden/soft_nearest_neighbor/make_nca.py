@@ -1,6 +1,6 @@
 """Writes nca.json: NCALoss of pytorch-metric-learning (MIT) on a fixed batch, which is the soft nearest neighbor loss.
 
-    pip install pytorch-metric-learning==2.9.0 && python tests/golden/soft_nearest_neighbor/make_nca.py
+pip install pytorch-metric-learning==2.9.0 && python tests/golden/soft_nearest_neighbor/make_nca.py
 """
 
 import json

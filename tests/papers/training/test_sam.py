@@ -121,7 +121,9 @@ def test_linear_loss_gives_the_plain_gradient_and_first_order_growth():
     assert losses[1] - losses[0] == pytest.approx(0.5 * direction.norm().item(), rel=1e-10)
 
 
-@pytest.mark.parametrize("base", [torch.optim.SGD, torch.optim.AdamW, functools.partial(torch.optim.SGD, momentum=0.9, nesterov=True)])
+@pytest.mark.parametrize(
+    "base", [torch.optim.SGD, torch.optim.AdamW, functools.partial(torch.optim.SGD, momentum=0.9, nesterov=True)]
+)
 def test_rho_zero_is_the_base_optimizer_bit_for_bit(base):
     plain_net, net = make_net(), make_net()
     plain, optimizer = base(plain_net.parameters(), lr=0.1), SAM(net.parameters(), base, rho=0.0, lr=0.1)
@@ -196,7 +198,9 @@ def test_groups_have_their_own_rho_under_one_norm():
     x, y = make_batch()
     F.cross_entropy(net(x.double()), y).backward()
     norm = torch.cat([p.grad.flatten() for p in net.parameters()]).norm()
-    expected = [p.detach() + rho * p.grad / norm for rho, layer in ((0.4, net[0]), (0.1, net[3])) for p in layer.parameters()]
+    expected = [
+        p.detach() + rho * p.grad / norm for rho, layer in ((0.4, net[0]), (0.1, net[3])) for p in layer.parameters()
+    ]
     optimizer.first_step()
     for p, q in zip(net.parameters(), expected, strict=True):
         torch.testing.assert_close(p.detach(), q, atol=1e-12, rtol=0)
@@ -233,7 +237,15 @@ def test_equals_the_official_step_written_in_numpy():
 
     parameter = nn.Parameter(torch.from_numpy(w.copy()))
     optimizer = SAM(
-        [parameter], torch.optim.SGD, rho=rho, l2=l2, max_grad_norm=clip, perturb_eps=0.0, lr=lr, momentum=beta, nesterov=True
+        [parameter],
+        torch.optim.SGD,
+        rho=rho,
+        l2=l2,
+        max_grad_norm=clip,
+        perturb_eps=0.0,
+        lr=lr,
+        momentum=beta,
+        nesterov=True,
     )
 
     def closure():
@@ -260,7 +272,10 @@ def test_clipping_in_the_closure_does_not_bend_the_perturbation():
     for net, limit in zip(nets, (1e9, 1e-3), strict=True):
         optimizer = SAM(net.parameters(), torch.optim.SGD, rho=0.2, lr=0.1)
         seen = []
-        clip = lambda net=net, limit=limit, seen=seen: seen.append((weights(net), nn.utils.clip_grad_norm_(net.parameters(), limit)))  # noqa: E731
+
+        def clip(net=net, limit=limit, seen=seen):
+            seen.append((weights(net), nn.utils.clip_grad_norm_(net.parameters(), limit)))
+
         optimizer.step(closure_of(net, optimizer, make_batch(), clip))
         steps.append(seen[1][0])
     torch.testing.assert_close(steps[0], steps[1], atol=1e-6, rtol=0)
@@ -444,7 +459,9 @@ def test_half_precision_gradients_have_a_finite_norm():
     net.weight.grad, net.bias.grad = torch.full_like(net.weight, 500.0), torch.full_like(net.bias, 500.0)
     before = net.weight.detach().clone()
     optimizer.first_step()
-    torch.testing.assert_close(net.weight.detach() - before, torch.full_like(before, 1 / (64 * 65) ** 0.5), atol=1e-3, rtol=0)
+    torch.testing.assert_close(
+        net.weight.detach() - before, torch.full_like(before, 1 / (64 * 65) ** 0.5), atol=1e-3, rtol=0
+    )
 
 
 # ---- two processes ----
@@ -525,9 +542,17 @@ def test_two_processes_perturb_by_their_own_shares():
         (lambda net: SAM([{"params": net.parameters(), "rho": -2}], torch.optim.SGD, lr=0.1), "rho is -2"),
         (lambda net: SAM(net.parameters(), torch.optim.SGD(net.parameters(), lr=0.1)), "base_optimizer is SGD"),
         (lambda net: SAM(net.parameters(), lambda params: None), "base_optimizer made"),
-        (lambda net: SAM([nn.Parameter(torch.ones(2, dtype=torch.cfloat))], torch.optim.SGD, lr=0.1), "torch.complex64"),
+        (
+            lambda net: SAM([nn.Parameter(torch.ones(2, dtype=torch.cfloat))], torch.optim.SGD, lr=0.1),
+            "torch.complex64",
+        ),
         (lambda net: SAM(net.parameters(), torch.optim.SGD, lr=0.1).step(), "closure is None"),
-        (lambda net: SAM(net.parameters(), torch.optim.SGD, lr=0.1).load_state_dict({"state": {}, "param_groups": []}), "state_dict has"),
+        (
+            lambda net: SAM(net.parameters(), torch.optim.SGD, lr=0.1).load_state_dict(
+                {"state": {}, "param_groups": []}
+            ),
+            "state_dict has",
+        ),
     ],
 )
 def test_wrong_arguments(call, text):

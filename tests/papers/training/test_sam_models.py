@@ -25,7 +25,11 @@ def arrays_of(name: str) -> dict[str, torch.Tensor]:
     return {key.removeprefix("params:"): value for key, value in golden(name).items() if key.startswith("params:")}
 
 
-PUBLISHED = {"LayerNorm_1": "LayerNorm_2", "MultiHeadDotProductAttention_0": "MultiHeadDotProductAttention_1", "MlpBlock_0": "MlpBlock_3"}
+PUBLISHED = {
+    "LayerNorm_1": "LayerNorm_2",
+    "MultiHeadDotProductAttention_0": "MultiHeadDotProductAttention_1",
+    "MlpBlock_0": "MlpBlock_3",
+}
 
 
 def published(arrays: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -36,7 +40,15 @@ def published(arrays: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def build(name: str) -> nn.Module:
     if name == "vit":
         return SAMVisionTransformer(
-            img_size=8, patch_size=4, num_classes=5, embed_dim=8, depth=2, num_heads=2, mlp_ratio=2.0, gelu="tanh", init="jax"
+            img_size=8,
+            patch_size=4,
+            num_classes=5,
+            embed_dim=8,
+            depth=2,
+            num_heads=2,
+            mlp_ratio=2.0,
+            gelu="tanh",
+            init="jax",
         )
     return MLPMixer(
         img_size=8, patch_size=4, num_classes=5, embed_dim=8, depth=2, tokens_dim=6, channels_dim=16, gelu="tanh"

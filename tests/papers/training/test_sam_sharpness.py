@@ -62,7 +62,10 @@ def test_sign_of_a_dominant_negative_curvature():
 
 
 def test_top_eigenvalue_of_logistic_regression_in_closed_form():
-    x, y = torch.randn(40, 6, generator=generator(), dtype=torch.double), torch.randint(2, (40,), generator=generator()).double()
+    x, y = (
+        torch.randn(40, 6, generator=generator(), dtype=torch.double),
+        torch.randint(2, (40,), generator=generator()).double(),
+    )
     w = torch.randn(6, generator=generator(3), dtype=torch.double, requires_grad=True)
     found = hessian_top_eigenvalue(
         lambda: F.binary_cross_entropy_with_logits(x @ w, y), [w], iterations=500, tolerance=1e-9, generator=generator()
@@ -77,6 +80,7 @@ def test_top_eigenvalue_of_an_mlp_is_that_of_its_dense_hessian():
     names = [name for name, _ in net.named_parameters()]
     values = torch.linalg.eigvalsh(dense_hessian(net, x, y, names))
     largest = values[values.abs().argmax()].item()
+
     def loss():
         return F.cross_entropy(net(x), y)
 
@@ -92,7 +96,11 @@ def test_top_eigenvalue_of_an_mlp_is_that_of_its_dense_hessian():
 def test_block_eigenvalues_are_those_of_the_diagonal_blocks():
     net, (x, y) = mlp(), batch()
     found = block_top_eigenvalues(
-        lambda: F.cross_entropy(net(x), y), {"0": net[0], "2": net[2]}, iterations=400, tolerance=1e-7, generator=generator()
+        lambda: F.cross_entropy(net(x), y),
+        {"0": net[0], "2": net[2]},
+        iterations=400,
+        tolerance=1e-7,
+        generator=generator(),
     )
     for layer in ("0", "2"):
         values = torch.linalg.eigvalsh(dense_hessian(net, x, y, [f"{layer}.weight", f"{layer}.bias"]))
@@ -102,7 +110,9 @@ def test_block_eigenvalues_are_those_of_the_diagonal_blocks():
 def test_fused_attention_gets_its_second_derivative():
     torch.manual_seed(0)
     attention, x = Attention(8, num_heads=2, fused=True), torch.randn(2, 4, 8)
-    value = hessian_top_eigenvalue(lambda: attention(x).square().mean(), attention.parameters(), generator=generator()).value
+    value = hessian_top_eigenvalue(
+        lambda: attention(x).square().mean(), attention.parameters(), generator=generator()
+    ).value
     assert value > 0
 
 
@@ -124,7 +134,9 @@ def test_surface_is_the_loss_on_the_grid_and_leaves_the_weights():
     net, (x, y) = mlp(), batch()
     before = [p.detach().clone() for p in net.parameters()]
     directions = [filter_normalised_direction(net.parameters(), generator(s)) for s in (0, 1)]
-    at, surface = loss_surface(lambda: F.cross_entropy(net(x), y), net.parameters(), steps=5, radius=0.5, directions=tuple(directions))
+    at, surface = loss_surface(
+        lambda: F.cross_entropy(net(x), y), net.parameters(), steps=5, radius=0.5, directions=tuple(directions)
+    )
     assert all(torch.equal(p, q) for p, q in zip(net.parameters(), before, strict=True))
     assert surface[2, 2].item() == pytest.approx(F.cross_entropy(net(x), y).item(), rel=1e-6)
     moved = [w + at[4] * d1 + at[1] * d2 for w, d1, d2 in zip(before, *directions, strict=True)]

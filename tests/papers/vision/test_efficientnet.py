@@ -375,13 +375,11 @@ def test_trains_on_a_batch():
 def test_arms_cost_four_times_the_base(scale):
     size = claims.SIZES[scale]
     channels = 3 if size.images == "images" else 1
-    arms = {"base": (1.0, 1.0, size.base_resolution), **size.arms}
-    costs = {f"{arm}_macs": claims.cost(size, *scale, channels) for arm, scale in arms.items()}
-    claims.check_costs(costs)
-    assert set(arms) == {"base", *claims.ARMS} == set(size.lr)
-    costs["width_macs"] *= 1.2
-    with pytest.raises(ValueError, match="arm width costs"):
-        claims.check_costs(costs)
+    assert set(size.arms) == {"depth", "width", "resolution", "compound"}
+    claims._costs(size, channels)
+    wider = dataclasses.replace(size, arms=size.arms | {"width": (1.0, 2.6, size.base_resolution)})
+    with pytest.raises(ValueError, match="width_macs is"):
+        claims._costs(wider, channels)
 
 
 def test_scenes_are_a_function_of_the_generator_and_carry_the_digit():
@@ -399,7 +397,7 @@ def test_scenes_are_a_function_of_the_generator_and_carry_the_digit():
 def test_tiny_claims_return_the_quantities():
     values = claims.joint_scaling_beats_single(Trial(1000, "tiny"))
     assert values["over_width"] == values["compound"] - values["width"]
-    assert {"base", "depth", "width", "resolution", "compound", "over_depth", "over_resolution"} <= set(values)
+    assert {"depth", "width", "resolution", "compound", "over_depth", "over_resolution", "compound_rate"} <= set(values)
     assert claims.b7_is_smaller_than_gpipe(Trial(1000, "tiny"))["parameter_ratio"] == pytest.approx(8.4, abs=0.05)
 
 
@@ -413,12 +411,12 @@ def test_the_full_recipe_runs_on_a_folder_of_images(tmp_path, monkeypatch):
             for i in range(count):
                 pixels = rng.integers(0, 255, (40 + i, 60, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(tmp_path / part / name / f"{i}.png")
-    arms = dict.fromkeys(claims.ARMS, (1.0, 0.5, 20))
+    arms = dict.fromkeys(claims.SIZES["full"].arms, (1.0, 0.5, 20))
     stages = efficientnet.model.B0_STAGES[:2]
     small = dataclasses.replace(claims.SIZES["full"], base_resolution=16, stages=stages, batch=4, epochs=1, arms=arms)
     monkeypatch.setitem(claims.SIZES, "full", small)
     values = claims.joint_scaling_beats_single(Trial(1000, "full", data_path=tmp_path))
-    assert all(0 <= values[arm] <= 1 for arm in ("base", *claims.ARMS))
+    assert all(0 <= values[arm] <= 1 for arm in arms)
     with pytest.raises(ValueError, match="needs data of yours"):
         claims.joint_scaling_beats_single(Trial(1000, "full"))
 

@@ -1,6 +1,6 @@
 "use strict";
 
-// The language: that of the address (#lang=ja), else the one chosen before, else the browser's.
+// The language: that of the address (#lang=ja), else the one chosen before, else the page's own, else the browser's.
 const root = document.documentElement;
 
 function remembered() {
@@ -24,7 +24,7 @@ function setLanguage(lang, keep) {
 }
 
 const asked = new URLSearchParams(location.hash.slice(1)).get("lang");
-const preferred = asked || remembered() || (navigator.language || "en").slice(0, 2);
+const preferred = asked || remembered() || root.dataset.opensIn || (navigator.language || "en").slice(0, 2);
 setLanguage(preferred === "ja" ? "ja" : "en", false);
 for (const button of document.querySelectorAll("[data-set-lang]")) {
   button.addEventListener("click", () => setLanguage(button.dataset.setLang, true));

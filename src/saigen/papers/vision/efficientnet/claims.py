@@ -21,10 +21,8 @@ from saigen.measure import macs, parameters, speed_ratio
 from saigen.nn.resnet import resnet152
 from saigen.papers.vision.efficientnet.model import B0_STAGES, EfficientNet, Stage, efficientnet_b1, efficientnet_b7
 from saigen.papers.vision.efficientnet.optimizer import RMSpropTF
-from saigen.train import EMA, accuracy, cosine, fit, predict
+from saigen.train import EMA, accuracy, cosine, fit, fit_best, predict
 from saigen.trial import Trial
-
-ARMS = ("depth", "width", "resolution", "compound")
 
 
 @dataclass(frozen=True)
@@ -39,10 +37,11 @@ class Size:
     head_channels: int
     divisor: int
     train: int
+    held_out: int
     test: int
     batch: int
     epochs: int
-    lr: dict[str, float]
+    rates: tuple[float, ...]  # each arm takes the one that does best on the held-out pictures
     arms: dict[str, tuple[float, float, int]]
     images: str = "scenes"
 
@@ -77,50 +76,54 @@ FULL_ARMS = {
     "resolution": (1.0, 1.0, 448),
     "compound": (1.4, 1.2, 291),
 }
-# one rate for all arms of a scale
-SMALL_LR = dict.fromkeys(("base", *ARMS), 1.5e-2)
-CIFAR_LR = dict.fromkeys(("base", *ARMS), 5e-3)
-FULL_LR = dict.fromkeys(("base", *ARMS), 0.256)
 SIZES = {
-    "tiny": Size(48, 24, SMALL_STAGES, 12, 2, 64, 2, 32, 32, 16, 1, SMALL_LR, SMALL_ARMS),
-    "laptop": Size(48, 24, SMALL_STAGES, 12, 2, 64, 2, 20_000, 2000, 32, 1, SMALL_LR, SMALL_ARMS),
-    "real": Size(32, 16, CIFAR_STAGES, 16, 1, 256, 4, 10_000, 5000, 64, 3, CIFAR_LR, CIFAR_ARMS, "images"),
-    "full": Size(0, 224, B0_STAGES, 32, 2, 1280, 8, 0, 0, 4096, 350, FULL_LR, FULL_ARMS, "files"),
+    "tiny": Size(48, 24, SMALL_STAGES, 12, 2, 64, 2, 32, 32, 32, 16, 1, (1e-2, 2e-2), SMALL_ARMS),
+    "laptop": Size(48, 24, SMALL_STAGES, 12, 2, 64, 2, 20_000, 1000, 2000, 32, 1, (1e-2, 2e-2), SMALL_ARMS),
+    "real": Size(32, 16, CIFAR_STAGES, 16, 1, 256, 4, 10_000, 1000, 5000, 64, 3, (5e-3, 1.5e-2), CIFAR_ARMS, "images"),
+    "full": Size(0, 224, B0_STAGES, 32, 2, 1280, 8, 0, 0, 0, 4096, 350, (0.256,), FULL_ARMS, "files"),
 }
 
 
 def joint_scaling_beats_single(trial: Trial) -> dict[str, float]:
-    """One seed: a base network and four scaled ones of equal cost, trained alike; top-1 on the test pictures."""
+    """One seed: four networks of one cost, scaled from one base and trained alike; top-1 on the test pictures."""
     size = SIZES[trial.scale]
     if size.images == "files":
         return _imagenet(trial, size)
-    train, test = _scenes(trial, size) if size.images == "scenes" else _own(trial, size)
-    channels = train.x.shape[1]
-    arms = {"base": (1.0, 1.0, size.base_resolution), **size.arms}
-    values = {f"{arm}_macs": cost(size, *scale, channels) for arm, scale in arms.items()}
-    check_costs(values)
-    for done, (arm, (depth, width, resolution)) in enumerate(arms.items()):
-        trial.progress(done, len(arms), arm)
+    train, held_out, test = _scenes(trial, size) if size.images == "scenes" else _own(trial, size)
+    channels, classes = train.x.shape[1], len(train.classes)
+    values = _costs(size, channels)
+    for arm, (depth, width, resolution) in size.arms.items():
         with trial.seeded("weights"):
-            model = build(size, depth, width, len(train.classes), channels)
-        model = model.to(memory_format=torch.channels_last)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=size.lr[arm], weight_decay=0.01)
-        fit(
-            model,
+            start = build(size, depth, width, classes, channels)
+        best = fit_best(
+            start.to(memory_format=torch.channels_last),
             lambda model, x, y: F.cross_entropy(model(x), y, label_smoothing=0.1),
             (shrink(train.x, resolution), train.y),
-            optimizer=optimizer,
+            rates=size.rates,
+            optimizer=lambda parameters, rate: torch.optim.AdamW(parameters, lr=rate, weight_decay=0.01),
+            held_out=(shrink(held_out.x, resolution), held_out.y),
             epochs=size.epochs,
             batch_size=size.batch,
             seed=trial.seed,
             schedule=cosine(warmup=20),
             transform=partial(_flip_and_shift, flip=size.images == "images"),
             clip=1.0,
-            checkpoint=trial.checkpoint(arm),
+            checkpoint=lambda rate, arm=arm: trial.checkpoint(f"{arm}_{rate}"),
             device=trial.device,
+            on_step=lambda step, total, _, arm=arm: trial.progress(step, total, arm),
         )
-        values[arm] = accuracy(model, shrink(test.x, resolution), test.y)
+        values[f"{arm}_rate"], values[f"{arm}_loss"] = best.rate, best.history.losses[-1]
+        values[arm] = accuracy(best.model, shrink(test.x, resolution), test.y)
     return _gaps(values)
+
+
+def _costs(size: Size, channels: int) -> dict[str, float]:
+    base = cost(size, 1.0, 1.0, size.base_resolution, channels)
+    values = {f"{arm}_macs": cost(size, *scale, channels) for arm, scale in size.arms.items()}
+    for name, found in values.items():
+        if not 3.8 <= found / base <= 4.2:
+            raise ValueError(f"{name} is {found / base:.2f} times the base network's, allowed is 3.8 to 4.2 times")
+    return values | {"base_macs": base}
 
 
 def _gaps(values: dict[str, float]) -> dict[str, float]:
@@ -150,14 +153,6 @@ def cost(size: Size, depth: float, width: float, resolution: int, channels: int)
     return float(macs(lambda: build(size, depth, width, 10, channels), (channels, resolution, resolution)))
 
 
-def check_costs(costs: dict[str, float]) -> None:
-    """Every arm costs four times the base network, within 5 %; ``ValueError`` where one does not."""
-    for arm in ARMS:
-        ratio = costs[f"{arm}_macs"] / costs["base_macs"]
-        if not 3.8 <= ratio <= 4.2:
-            raise ValueError(f"arm {arm} costs {ratio:.2f} times the base network, allowed is 3.8 to 4.2")
-
-
 def shrink(x: Tensor, resolution: int) -> Tensor:
     """Pictures of ``resolution`` pixels a side, by antialiased bilinear sampling."""
     if x.shape[-1] != resolution:
@@ -177,12 +172,13 @@ def _flip_and_shift(generator: torch.Generator, x: Tensor, y: Tensor, flip: bool
     return x.contiguous(memory_format=torch.channels_last), y
 
 
-def _own(trial: Trial, size: Size) -> tuple[Images, Images]:
-    parts = []
-    for part, count in (("train", size.train), ("test", size.test)):
-        images = trial.data("images", size=size.canvas, part=part)
-        (chosen,) = split(images.y, (min(count, len(images)),), trial.rng(part))
-        parts.append(images.subset(chosen).float())
+def _own(trial: Trial, size: Size) -> tuple[Images, ...]:
+    images = {part: trial.data("images", size=size.canvas, part=part) for part in ("train", "test")}
+    held_out = min(size.held_out, len(images["train"]) // 10)
+    counts = (min(size.train, len(images["train"]) - held_out), held_out)
+    train, held_out = split(images["train"].y, counts, trial.rng("train"))
+    parts = [images["train"].subset(train), images["train"].subset(held_out)]
+    parts = [part.float() for part in (*parts, images["test"].sample(size.test, trial.rng("test")))]
     mean, std = parts[0].x.mean((0, 2, 3), keepdim=True), parts[0].x.std((0, 2, 3), keepdim=True)
     return tuple(Images((p.x - mean) / std, p.y, p.classes, p.name, p.fingerprint) for p in parts)
 
@@ -190,12 +186,17 @@ def _own(trial: Trial, size: Size) -> tuple[Images, Images]:
 # --- laptop scale: scenes of handwritten digits --------------------------------------------------------------------
 
 
-def _scenes(trial: Trial, size: Size) -> tuple[Images, Images]:
+def _scenes(trial: Trial, size: Size) -> tuple[Images, ...]:
     digits = trial.data("digits")
-    parts = split(digits.y, (1197, 600), trial.rng("split"))
+    parts = ("train", "held out", "test")
     return tuple(
         scenes(digits.subset(indices), count, size.canvas, trial.generator(part))
-        for part, indices, count in zip(("train", "test"), parts, (size.train, size.test), strict=True)
+        for part, indices, count in zip(
+            parts,
+            split(digits.y, (997, 200, 600), trial.rng("split")),
+            (size.train, size.held_out, size.test),
+            strict=True,
+        )
     )
 
 
@@ -259,9 +260,10 @@ def _imagenet(trial: Trial, size: Size) -> dict[str, float]:
     if trial.data_path is None:
         raise ValueError("scale 'full' needs data of yours: give --data PATH, a folder with train/CLASS and val/CLASS")
     values = {}
-    for arm, (depth, width, resolution) in {"base": (1.0, 1.0, size.base_resolution), **size.arms}.items():
+    for arm, (depth, width, resolution) in size.arms.items():
         train = _Files(trial.data_path / "train", resolution + 32)
         val = _Files(trial.data_path / "val", resolution + 32)
+        trial.used(trial.data_path.name, f"{len(train)} and {len(val)} files, {train.classes} classes")
         with trial.seeded("weights"):
             model = build(size, depth, width, train.classes, 3)
         values[f"{arm}_macs"] = float(macs(model, (3, resolution, resolution)))
@@ -276,7 +278,7 @@ def _imagenet(trial: Trial, size: Size) -> dict[str, float]:
             model,
             lambda model, x, y: F.cross_entropy(model(x), y, label_smoothing=0.1),
             (train, train.y),
-            optimizer=RMSpropTF(groups, lr=size.lr[arm]),
+            optimizer=RMSpropTF(groups, lr=size.rates[0]),
             epochs=size.epochs,
             batch_size=size.batch,
             seed=trial.seed,
@@ -288,7 +290,6 @@ def _imagenet(trial: Trial, size: Size) -> dict[str, float]:
         )
         logits = predict(partial(_evaluate, ema.model, trial.device, resolution), val)
         values[arm] = (logits.argmax(-1) == val.y).double().mean().item()
-    trial.used(trial.data_path.name, f"{len(train)} and {len(val)} files, {train.classes} classes")
     return _gaps(values)
 
 

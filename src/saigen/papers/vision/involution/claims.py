@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from saigen.data import fingerprint, split
+from saigen.data import crop_and_flip, fingerprint, shift_and_flip, split, standardised
 from saigen.measure import latency, macs, parameters, peak_memory, speed_ratio
 from saigen.nn.resnet import resnet50
 from saigen.papers.vision.involution.layer import Involution2d, RedNet, involution2d, rednet50, sum_of_shifts
-from saigen.train import accuracy, cosine, fit
+from saigen.train import accuracy, cosine, fit_best
 from saigen.trial import Trial
 
 
@@ -110,61 +110,29 @@ def _compare(trial: Trial, task: str, data: tuple[Tensor, ...], classes: int) ->
     held_out = len(train_x) // 5 if len(size.rates) > 1 else 0
     values = {}
     for arm, start in arms.items():
-        tried = []
-        for rate in size.rates:
-            net = copy.deepcopy(start)
-            optimizer = torch.optim.SGD(net.parameters(), lr=rate, momentum=0.9, nesterov=True, weight_decay=1e-4)
-            fit(
-                net,
-                lambda net, x, y: F.cross_entropy(net(x), y, label_smoothing=0.1),
-                (train_x[held_out:], train_y[held_out:]),
-                optimizer=optimizer,
-                epochs=size.epochs,
-                batch_size=size.batch,
-                seed=trial.seed,
-                schedule=cosine(warmup=size.warmup),
-                transform=None if train_x.dtype != torch.uint8 else shift_and_flip if small else crop_and_flip,
-                checkpoint=trial.checkpoint(f"{task}_{arm}_{rate}"),
-                device=trial.device,
-                on_step=lambda step, total, _, arm=arm: trial.progress(step, total, f"{task}, {arm}"),
-            )
-            chosen_by = accuracy(net, scaled(train_x[:held_out]), train_y[:held_out]) if held_out else 1.0
-            tried.append((chosen_by, rate, net))
-        _, rate, net = max(tried, key=lambda entry: entry[:2])
-        values[f"{task}_{arm}_rate"] = rate
-        values[f"{task}_{arm}"] = accuracy(net, scaled(test_x), test_y)
-        values[f"{task}_{arm}_parameters"] = float(parameters(net))
+        best = fit_best(
+            start,
+            lambda net, x, y: F.cross_entropy(net(x), y, label_smoothing=0.1),
+            (train_x[held_out:], train_y[held_out:]),
+            rates=size.rates,
+            optimizer=lambda parameters, rate: torch.optim.SGD(
+                parameters, lr=rate, momentum=0.9, nesterov=True, weight_decay=1e-4
+            ),
+            held_out=(standardised(train_x[:held_out]), train_y[:held_out]),
+            epochs=size.epochs,
+            batch_size=size.batch,
+            seed=trial.seed,
+            schedule=cosine(warmup=size.warmup),
+            transform=None if train_x.dtype != torch.uint8 else shift_and_flip if small else crop_and_flip,
+            checkpoint=lambda rate, arm=arm: trial.checkpoint(f"{task}_{arm}_{rate}"),
+            device=trial.device,
+            on_step=lambda step, total, _, arm=arm: trial.progress(step, total, f"{task}, {arm}"),
+        )
+        values[f"{task}_{arm}_rate"] = best.rate
+        values[f"{task}_{arm}"] = accuracy(best.model, standardised(test_x), test_y)
+        values[f"{task}_{arm}_parameters"] = float(parameters(best.model))
     values[f"{task}_drop"] = values[f"{task}_resnet"] - values[f"{task}_rednet"]
     return values
-
-
-def scaled(x: Tensor) -> Tensor:
-    return (x.float() / 255 - 0.45) / 0.25 if x.dtype == torch.uint8 else x
-
-
-def shift_and_flip(generator: torch.Generator, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """The usual augmentation of small images: up to an eighth of the side shifted, flipped half of the time."""
-    n, _, h, w = x.shape
-    flip = torch.rand(n, generator=generator) < 0.5
-    columns = torch.where(flip[:, None], torch.arange(w - 1, -1, -1), torch.arange(w))
-    shift = torch.randint(-(h // 8), h // 8 + 1, (2, n, 1), generator=generator)
-    rows, columns = (torch.arange(h) + shift[0]).clamp(0, h - 1), columns.add(shift[1]).clamp(0, w - 1)
-    x = x[torch.arange(n)[:, None, None], :, rows[:, :, None], columns[:, None, :]]
-    return scaled(x).permute(0, 3, 1, 2).contiguous(), y
-
-
-def crop_and_flip(generator: torch.Generator, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """The usual augmentation of large images: a crop of 0.08-1 of the area and 3/4-4/3 of aspect, resized, flipped."""
-    n = len(x)
-    area, aspect = torch.rand(2, n, generator=generator)
-    area, aspect = 0.08 + 0.92 * area, torch.exp((2 * aspect - 1) * math.log(4 / 3))
-    width, height = (area * aspect).sqrt().clamp(max=1), (area / aspect).sqrt().clamp(max=1)
-    centre_x, centre_y, flip = 2 * torch.rand(3, n, generator=generator) - 1
-    zero, mirrored = torch.zeros(n), torch.where(flip < 0, -width, width)
-    first = torch.stack([mirrored, zero, centre_x * (1 - width)], 1)
-    second = torch.stack([zero, height, centre_y * (1 - height)], 1)
-    grid = F.affine_grid(torch.stack([first, second], 1), list(x.shape), align_corners=False)
-    return F.grid_sample(scaled(x), grid, padding_mode="border", align_corners=False), y
 
 
 def costs_less_than_convolution(trial: Trial) -> dict[str, float]:
@@ -185,11 +153,9 @@ def accuracy_holds_with_less(trial: Trial) -> dict[str, float]:
     """One seed: RedNet, ResNet and a depthwise control from one start, on one or two kinds of images."""
     size = SIZES[trial.scale]
     if trial.scale in ("real", "full"):
-        parts = [trial.data("images", size=size.side, part=part) for part in ("train", "test")]
-        counts = [min(n or len(part), len(part)) for n, part in zip((size.train, size.test), parts, strict=True)]
         train, test = (
-            part.subset(split(part.y.numpy(), (n,), trial.rng(f"split {i}"))[0])
-            for i, (part, n) in enumerate(zip(parts, counts, strict=True))
+            trial.data("images", size=size.side, part=part).sample(count, trial.rng(f"split {i}"))
+            for i, (part, count) in enumerate((("train", size.train), ("test", size.test)))
         )
         values = _compare(trial, "images", (train.x, train.y, test.x, test.y), len(train.classes))
         return values | {"accuracy_drop": values["images_drop"]}
