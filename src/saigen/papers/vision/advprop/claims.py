@@ -40,7 +40,7 @@ SIZES = {
     ),
     "laptop": Size(
         300, 1497, 8, "basic", (1, 1), (16, 32), 60, 50,
-        dict.fromkeys(ARMS, 1e-2), {"joint": 12, "advprop": 32}, 2, 0.6,
+        {"plain": 5e-3, "joint": 1e-2, "advprop": 1e-2}, {"joint": 12, "advprop": 32}, 2, 0.6,
     ),
     "real": Size(
         5000, 1500, 32, "basic", (1, 1, 1), (8, 16, 32), 6, 64,
