@@ -79,10 +79,14 @@ def load_official(path: Path, side: int) -> dict:
     tree = ast.parse(path.read_text())
     keep = []
     for node in tree.body:
-        if (isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name not in (
-            "DistortImageFolder",
-            "save_distorted",
-        )) or "wandlibrary.MagickMotionBlurImage.argtypes" in ast.unparse(node):
+        if (
+            isinstance(node, ast.FunctionDef | ast.ClassDef)
+            and node.name
+            not in (
+                "DistortImageFolder",
+                "save_distorted",
+            )
+        ) or "wandlibrary.MagickMotionBlurImage.argtypes" in ast.unparse(node):
             keep.append(node)
     import ctypes
     from io import BytesIO

@@ -3,12 +3,15 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saigen.data import Images, split
+from saigen.data.augmentation import shift_and_flip
+from saigen.data.subsets import sample
 from saigen.nn.resnet import ResNet
 from saigen.papers.vision.advprop.model import AdvProp, Attack, convert_auxiliary_bn, use_branch
 from saigen.train import accuracy, cosine, fit
@@ -85,7 +88,7 @@ def adversarial_images_help(trial: Trial) -> dict[str, float]:
             batch_size=size.batch,
             seed=trial.seed,
             schedule=cosine(warmup=20),
-            transform=shift if size.data == "digits" else shift_and_flip,
+            transform=partial(shift_and_flip, mirror=0.0 if size.data == "digits" else 0.5),
             checkpoint=trial.checkpoint(arm),
             device=trial.device,
         )
@@ -114,23 +117,6 @@ def apart(model: nn.Module) -> float:
         if hasattr(norm, "aux_bn")
     ]
     return torch.cat(far).mean().item()
-
-
-def shift(generator: torch.Generator, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Up to an eighth of the side each way, an image its own."""
-    n, _, h, w = x.shape
-    moved = torch.randint(-(h // 8), h // 8 + 1, (2, n, 1), generator=generator)
-    rows, columns = (torch.arange(side) + m for side, m in zip((h, w), moved, strict=True))
-    rows, columns = rows.clamp(0, h - 1), columns.clamp(0, w - 1)
-    x = x[torch.arange(n)[:, None, None], :, rows[:, :, None], columns[:, None, :]]
-    return x.permute(0, 3, 1, 2).contiguous(), y
-
-
-def shift_and_flip(generator: torch.Generator, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """``shift``, mirrored half of the time."""
-    x, y = shift(generator, x, y)
-    mirrored = torch.rand(len(x), generator=generator) < 0.5
-    return torch.where(mirrored[:, None, None, None], x.flip(-1), x), y
 
 
 def corruptions(x: Tensor, generator: torch.Generator) -> list[Tensor]:
@@ -183,9 +169,7 @@ def _digits(trial: Trial, size: Size) -> list[Images]:
 
 
 def _own(trial: Trial, size: Size) -> list[Images]:
-    parts = []
-    for part, count in (("train", size.train), ("test", size.test)):
-        images = trial.data("images", size=size.side, part=part)
-        (chosen,) = split(images.y.numpy(), (min(count or len(images), len(images)),), trial.rng(part))
-        parts.append(images.subset(chosen).float())
-    return parts
+    return [
+        sample(trial.data("images", size=size.side, part=part), count, trial.rng(part)).float()
+        for part, count in (("train", size.train), ("test", size.test))
+    ]

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from saigen.data import fingerprint, split
+from saigen.data import fingerprint
 from saigen.data.scenes import render_scenes
+from saigen.data.subsets import sample
 from saigen.measure import macs, parameters, speed_ratio
 from saigen.nn.efficientnet_blocks import EfficientNetBase, Stage
 from saigen.papers.augmentation.randaugment import RandAugment
@@ -162,8 +163,7 @@ def _own(trial: Trial, size: Size) -> tuple[tuple[Tensor, Tensor], tuple[Tensor,
     parts = []
     for part, count in (("train", size.train), ("test", size.test)):
         images = trial.data("images", size=size.schedule.size[1], part=part)
-        (chosen,) = split(images.y.numpy(), (min(count or len(images), len(images)),), trial.rng(part))
-        images = images.subset(chosen).float()
+        images = sample(images, count, trial.rng(part)).float()
         parts.append((images.x, images.y))
     return *parts, len(images.classes)
 
