@@ -7,6 +7,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from saigen.nn.tensorflow import torch_variables
+
 # per block, in the order of execution: layer by layer, our name with and without an expansion
 _OURS = {
     True: ("conv_pw", "bn1", "conv_dw", "bn2", "se.conv_reduce", "se.conv_expand", "conv_pwl", "bn3"),
@@ -87,23 +89,9 @@ def convert_flat(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def convert_tensorflow(arrays: Mapping[str, NDArray | Tensor], *, ema: bool = True) -> dict[str, Tensor]:
     """The official TensorFlow checkpoint, name -> array, as our state dict.
 
-    Names look like ``efficientnet-b0/blocks_3/conv2d_1/kernel``. Kernels turn from (h, w, in, out) to (out, in, h, w),
-    depthwise ones from (h, w, c, 1) to (c, 1, h, w). With ``ema`` the shadow (``…/ExponentialMovingAverage``) is taken
-    where there is one, as in the paper's evaluation. Optimizer slots and counters are left out.
+    Names look like ``efficientnet-b0/blocks_3/conv2d_1/kernel``. With ``ema`` the shadow
+    (``…/ExponentialMovingAverage``) is taken where there is one, as in the paper's evaluation.
     """
-    shadow = "/ExponentialMovingAverage"
-    chosen = {name: value for name, value in arrays.items() if not name.endswith(shadow)}
-    if ema:
-        chosen |= {name.removesuffix(shadow): value for name, value in arrays.items() if name.endswith(shadow)}
-    kinds = {
-        "kernel": "weight",
-        "depthwise_kernel": "weight",
-        "gamma": "weight",
-        "beta": "bias",
-        "bias": "bias",
-        "moving_mean": "running_mean",
-        "moving_variance": "running_var",
-    }
     outer = {
         "stem/conv2d": "_conv_stem",
         "stem/tpu_batch_normalization": "_bn0",
@@ -116,14 +104,10 @@ def convert_tensorflow(arrays: Mapping[str, NDArray | Tensor], *, ema: bool = Tr
         True: ("conv2d", bn, "depthwise_conv2d", f"{bn}_1", "se/conv2d", "se/conv2d_1", "conv2d_1", f"{bn}_2"),
         False: (None, None, "depthwise_conv2d", bn, "se/conv2d", "se/conv2d_1", "conv2d", f"{bn}_1"),
     }
-    flat = {}
-    for name, value in chosen.items():
-        scope, _, variable = name.rpartition("/")
-        _, _, layer = scope.partition("/")
-        if variable not in kinds:
-            continue
+    variables, flat = torch_variables(arrays, ema=ema), {}
+    for (layer, kind), tensor in variables.items():
         if block := re.fullmatch(r"blocks_(\d+)/(.+)", layer):
-            expands = f"{scope.partition('/')[0]}/blocks_{block[1]}/conv2d_1/kernel" in chosen
+            expands = (f"blocks_{block[1]}/conv2d_1", "weight") in variables
             if block[2] not in inner[expands]:
                 continue
             key = f"_blocks.{block[1]}.{_FLAT[inner[expands].index(block[2])]}"
@@ -131,10 +115,5 @@ def convert_tensorflow(arrays: Mapping[str, NDArray | Tensor], *, ema: bool = Tr
             key = outer[layer]
         else:
             continue
-        tensor = torch.as_tensor(value)
-        if variable == "depthwise_kernel":
-            tensor = tensor.permute(2, 3, 0, 1).reshape(-1, 1, *tensor.shape[:2])
-        elif variable == "kernel":
-            tensor = tensor.permute(3, 2, 0, 1) if tensor.ndim == 4 else tensor.t()
-        flat[f"{key}.{kinds[variable]}"] = tensor.contiguous()
+        flat[f"{key}.{kind}"] = tensor
     return convert_flat(flat)

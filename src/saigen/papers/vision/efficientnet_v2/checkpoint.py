@@ -7,6 +7,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from saigen.nn.tensorflow import torch_variables
+
 _MBCONV = ("conv_pw", "bn1", "conv_dw", "bn2", "se.conv_reduce", "se.conv_expand", "conv_pwl", "bn3")
 _FUSED = ("conv_exp", "bn1", "conv_pwl", "bn2")
 _FUSED_ONE = ("conv", "bn1")
@@ -51,23 +53,9 @@ def convert_torchvision_v2(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def convert_tensorflow_v2(arrays: Mapping[str, NDArray | Tensor], *, ema: bool = True) -> dict[str, Tensor]:
     """The official TensorFlow checkpoint, name -> array, as our state dict.
 
-    Names look like ``efficientnetv2-s/blocks_3/conv2d_1/kernel``. Kernels turn from (h, w, in, out) to (out, in, h, w),
-    depthwise ones from (h, w, c, 1) to (c, 1, h, w). With ``ema`` the shadow (``…/ExponentialMovingAverage``) is taken
-    where there is one, as in the paper's evaluation. Optimizer slots and counters are left out.
+    Names look like ``efficientnetv2-s/blocks_3/conv2d_1/kernel``. With ``ema`` the shadow
+    (``…/ExponentialMovingAverage``) is taken where there is one, as in the paper's evaluation.
     """
-    shadow = "/ExponentialMovingAverage"
-    chosen = {name: value for name, value in arrays.items() if not name.endswith(shadow)}
-    if ema:
-        chosen |= {name.removesuffix(shadow): value for name, value in arrays.items() if name.endswith(shadow)}
-    kinds = {
-        "kernel": "weight",
-        "depthwise_kernel": "weight",
-        "gamma": "weight",
-        "beta": "bias",
-        "bias": "bias",
-        "moving_mean": "running_mean",
-        "moving_variance": "running_var",
-    }
     outer = {
         "stem/conv2d": "conv_stem",
         f"stem/{_BN}": "bn1",
@@ -76,12 +64,10 @@ def convert_tensorflow_v2(arrays: Mapping[str, NDArray | Tensor], *, ema: bool =
         "head/dense": "classifier",
     }
     parsed = []
-    for name, value in chosen.items():
-        scope, _, variable = name.rpartition("/")
-        layer = scope.partition("/")[2]
+    for (layer, kind), tensor in torch_variables(arrays, ema=ema).items():
         inner = re.fullmatch(r"blocks_(\d+)/(.+)", layer)
-        if variable in kinds and (inner or layer in outer):
-            parsed.append((layer, inner, kinds[variable], torch.as_tensor(value), variable == "depthwise_kernel"))
+        if inner or layer in outer:
+            parsed.append((layer, inner, kind, tensor))
     names: dict[int, set[str]] = {}
     for _, inner, *_ in parsed:
         if inner:
@@ -91,13 +77,13 @@ def convert_tensorflow_v2(arrays: Mapping[str, NDArray | Tensor], *, ema: bool =
         for block, layers in names.items()
     }
     widths = {
-        int(inner[1]): value.shape[-1]
-        for _, inner, kind, value, _ in parsed
+        int(inner[1]): value.shape[0]
+        for _, inner, kind, value in parsed
         if inner and kind == "weight" and value.ndim == 4 and inner[2] == _last_convolution(kind_of[int(inner[1])])
     }
     places = _places([widths[block] for block in sorted(widths)])
     converted = {}
-    for layer, inner, kind, tensor, depthwise in parsed:
+    for layer, inner, kind, tensor in parsed:
         if inner:
             block = int(inner[1])
             ours, theirs = kind_of[block], _TENSORFLOW[kind_of[block]]
@@ -106,11 +92,7 @@ def convert_tensorflow_v2(arrays: Mapping[str, NDArray | Tensor], *, ema: bool =
             target = f"{places[block]}.{ours[theirs.index(inner[2])]}"
         else:
             target = outer[layer]
-        if depthwise:
-            tensor = tensor.permute(2, 3, 0, 1).reshape(-1, 1, *tensor.shape[:2])
-        elif kind == "weight" and tensor.ndim > 1:
-            tensor = tensor.permute(3, 2, 0, 1) if tensor.ndim == 4 else tensor.t()
-        converted[f"{target}.{kind}"] = tensor.contiguous()
+        converted[f"{target}.{kind}"] = tensor
         if kind == "running_var":  # TensorFlow keeps no counter
             converted[f"{target}.num_batches_tracked"] = torch.zeros((), dtype=torch.int64)
     return converted
