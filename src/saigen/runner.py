@@ -377,9 +377,13 @@ def _on_cluster(tasks: Sequence[Task], options: Options) -> Iterator[Outcome]:
     store = Store()
     if options.backend == "ray":
         try:
+            import ray
             from ray.util.joblib import register_ray
         except ImportError as error:
             raise ValueError("--backend ray needs ray: pip install 'saigen[ray]'") from error
+        if not ray.is_initialized():
+            # Ray would print what its workers say to stdout, where --json has one document and nothing else.
+            ray.init(log_to_driver=False)
         register_ray()
     else:
         try:

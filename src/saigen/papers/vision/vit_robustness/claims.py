@@ -142,13 +142,14 @@ def trained(trial: Trial, kind: str, x: Tensor, y: Tensor, classes: int, rates: 
     if key in _TRAINED:
         return _TRAINED[key]
     held_out = len(x) // 5 if len(rates) > 1 else 0
+    chosen_by = (x[:held_out], y[:held_out])
     best = fit_best(
         build(trial, kind, x.shape[1], classes),
         lambda model, x, y: F.cross_entropy(model(x), y),
         (x[held_out:], y[held_out:]),
         rates=rates,
         optimizer=lambda parameters, rate: torch.optim.AdamW(parameters, lr=rate, weight_decay=0.05),
-        held_out=prepared(trial, trial.generator("held out"), x[:held_out], y[:held_out]),
+        held_out=prepared(trial, trial.generator("held out"), *chosen_by) if held_out else chosen_by,
         steps=size.steps,
         batch_size=size.batch,
         seed=trial.seed,
