@@ -719,12 +719,8 @@ def bench(
     else:
         table = _table("paper", "benchmark", "ours", "peer", "peer / ours")
         for row in rows:
-            times = (
-                ("-", "-", str(row))
-                if row.missing
-                else (f"{row.ours * 1e3:.2f} ms", f"{row.peer * 1e3:.2f} ms", str(row))
-            )
-            table.add_row(row.paper, row.name, *times)
+            times = ("-", "-") if row.missing else (f"{row.ours * 1e3:.2f} ms", f"{row.peer * 1e3:.2f} ms")
+            table.add_row(row.paper, row.name, *times, str(row))
         _out().print(table)
         _out().print(benching.machine(), soft_wrap=True)
     if markdown is not None:
