@@ -2,6 +2,7 @@
 the user's own store."""
 
 import os
+import random
 import sys
 import tempfile
 from pathlib import Path
@@ -18,9 +19,18 @@ from jaxtyping import config, install_import_hook  # noqa: E402
 if not any(name.startswith("saigen.papers") or name.startswith("saigen.nn") for name in sys.modules):
     install_import_hook(["saigen.papers", "saigen.nn"], "beartype.beartype")
 
+import numpy  # noqa: E402
 import torch  # noqa: E402
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def same_weights_every_time():
+    """Modules draw their first weights from the global generators: every test begins from the same state of them."""
+    torch.manual_seed(0)
+    numpy.random.seed(0)
+    random.seed(0)
 
 
 @pytest.fixture(autouse=True)
