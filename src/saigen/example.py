@@ -1,7 +1,8 @@
 """What a room's ``examples.py`` yields: small instances of its public components, side-by-side benchmarks, and the parts
 that its components play in the training of any classifier."""
 
-from collections.abc import Callable, Mapping
+import importlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -45,6 +46,50 @@ class Benchmark:
     ours: Callable[[], Callable[[], Any]]
     peer: Callable[[], Callable[[], Any]]
     extra: str = "peers"
+
+
+def step_of(model: nn.Module, images: Tensor, *, train: bool) -> Callable[[], Any]:
+    """What is timed of a classifier: its forward pass in eval mode, or in training a forward and a backward pass."""
+    labels = torch.arange(len(images)) % 1000
+    model.train(train)
+
+    @torch.inference_mode()
+    def forward() -> Any:
+        return model(images)
+
+    def forward_and_backward() -> Any:
+        model.zero_grad()
+        F.cross_entropy(model(images), labels).backward()
+
+    return forward_and_backward if train else forward
+
+
+def beside_timm(
+    label: str, build: Callable[[], nn.Module], name: str, *, side: int = 224, forward: int = 8, training: int = 4
+) -> Iterator[Benchmark]:
+    """Forward pass and training step of ``build()`` beside timm's model ``name`` with the same weights.
+
+    ``forward`` and ``training`` are the batches, of images of ``side`` pixels; ``build`` leaves out what is random.
+    """
+
+    def seeded() -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return build()
+
+    for train, batch in ((False, forward), (True, training)):
+        images = torch.rand(batch, 3, side, side, generator=torch.Generator().manual_seed(0))
+
+        def ours(train: bool = train, images: Tensor = images) -> Callable[[], Any]:
+            return step_of(seeded(), images, train=train)
+
+        def peer(train: bool = train, images: Tensor = images) -> Callable[[], Any]:
+            model = importlib.import_module("timm").create_model(name)
+            model.load_state_dict(seeded().state_dict())
+            return step_of(model, images, train=train)
+
+        what = "forward and backward" if train else "forward"
+        yield Benchmark(name=f"{label} {what}, batch {batch}", ours=ours, peer=peer)
 
 
 def _adamw(model: nn.Module, rate: float) -> Optimizer:

@@ -3,12 +3,13 @@
 import copy
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from saigen.example import Example, Part, Recipe
+from saigen.example import Benchmark, Example, Part, Recipe, beside_timm
 from saigen.papers.vision.advprop import (
     AdvProp,
     Attack,
@@ -134,6 +135,12 @@ def examples() -> Iterator[Example]:
         wrong=((lambda: tf_efficientnet_b0_ap(in_chans=0), "in_chans"),),
         batch=None,
     )
+
+
+def benchmarks() -> Iterator[Benchmark]:
+    # what is deployed, and the same network's training step; the attack's cost is in the claims
+    build = partial(tf_efficientnet_b0_ap, drop_rate=0.0, drop_path_rate=0.0)
+    yield from beside_timm("tf_efficientnet_b0_ap", build, "tf_efficientnet_b0")
 
 
 def parts() -> Iterator[Part]:

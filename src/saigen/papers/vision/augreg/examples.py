@@ -1,12 +1,13 @@
 """Small instances of AugReg's public components, and its ViT and hybrid side by side with timm's."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from saigen.example import Benchmark, Example, Part, Recipe
+from saigen.example import Benchmark, Example, Part, Recipe, beside_timm
 from saigen.papers.vision.augreg.model import (
     AugRegViT,
     HybridEmbed,
@@ -191,35 +192,7 @@ def _augreg(recipe: Recipe) -> Recipe:
 
 
 def benchmarks() -> Iterator[Benchmark]:
-    def pair(name: str, build: Callable[..., nn.Module], timm_name: str, backward: bool, batch: int) -> Benchmark:
-        def timed(model: nn.Module) -> Callable[[], object]:
-            images = torch.rand(batch, 3, 224, 224, generator=torch.Generator().manual_seed(0))
-            model.train(backward)
-
-            def forward() -> object:
-                with torch.inference_mode():
-                    return model(images)
-
-            def forward_backward() -> None:
-                model.zero_grad(set_to_none=True)
-                model(images).sum().backward()
-
-            return forward_backward if backward else forward
-
-        def ours() -> Callable[[], object]:
-            torch.manual_seed(0)
-            return timed(build(gelu="none"))  # timm's GELU is the exact one
-
-        def peer() -> Callable[[], object]:
-            import timm
-
-            torch.manual_seed(0)
-            return timed(timm.create_model(timm_name))
-
-        return Benchmark(name=name, ours=ours, peer=peer)
-
-    plain, hybrid = "vit_small_patch16_224", "vit_small_r26_s32_224"
-    yield pair("ViT-S/16, forward, batch 8", vit_small_patch16_224, plain, False, 8)
-    yield pair("ViT-S/16, forward and backward, batch 8", vit_small_patch16_224, plain, True, 8)
-    yield pair("R26+S/32, forward, batch 4", vit_small_r26_s32_224, hybrid, False, 4)
-    yield pair("R26+S/32, forward and backward, batch 4", vit_small_r26_s32_224, hybrid, True, 4)
+    # timm's GELU is the exact one
+    plain, hybrid = (partial(build, gelu="none") for build in (vit_small_patch16_224, vit_small_r26_s32_224))
+    yield from beside_timm("ViT-S/16", plain, "vit_small_patch16_224", training=8)
+    yield from beside_timm("R26+S/32", hybrid, "vit_small_r26_s32_224", forward=4)

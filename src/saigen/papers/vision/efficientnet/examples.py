@@ -1,15 +1,13 @@
 """Small instances of EfficientNet and its parts, and EfficientNet-B0 beside timm's."""
 
-import importlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
-from saigen.example import Benchmark, Example, Part
+from saigen.example import Benchmark, Example, Part, beside_timm
 from saigen.papers.vision.efficientnet import (
     EfficientNet,
     RMSpropTF,
@@ -125,39 +123,16 @@ def parts() -> Iterator[Part]:
 
 
 def benchmarks() -> Iterator[Benchmark]:
-    def pair(
-        size: int, batch: int, train: bool, quickest: bool = False
-    ) -> tuple[Callable[[], Callable[[], Any]], Callable[[], Callable[[], Any]]]:
-        x = torch.rand(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
-        y = torch.arange(batch) % 1000
+    build = partial(efficientnet_b0, drop_rate=0.0, drop_path_rate=0.0)
+    first, *others = beside_timm("efficientnet_b0", build, "efficientnet_b0")
 
-        def call(model: torch.nn.Module) -> Callable[[], Any]:
-            @torch.inference_mode()
-            def forward() -> Any:
-                return model(x)
+    def quickest() -> Callable[[], Any]:
+        x = torch.rand(8, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+        return partial(fastest(build().eval(), x), x)
 
-            def forward_backward() -> Any:
-                model.zero_grad()
-                F.cross_entropy(model(x), y).backward()
-
-            model.train(train)
-            return forward_backward if train else forward
-
-        def ours() -> Callable[[], Any]:
-            model = efficientnet_b0(drop_rate=0.0, drop_path_rate=0.0)
-            return partial(fastest(model, x), x) if quickest else call(model)
-
-        def peer() -> Callable[[], Any]:
-            model = importlib.import_module("timm").create_model("efficientnet_b0")
-            model.load_state_dict(efficientnet_b0().state_dict())
-            return call(model)
-
-        return ours, peer
-
-    ours, peer = pair(224, 8, train=False)
-    yield Benchmark(name="efficientnet_b0 forward, batch 8", extra="peers", ours=ours, peer=peer)
-    ours, peer = pair(224, 4, train=True)
-    yield Benchmark(name="efficientnet_b0 forward and backward, batch 4", extra="peers", ours=ours, peer=peer)
-    ours, peer = pair(224, 8, train=False, quickest=True)
-    name = "efficientnet_b0 in its fastest form (outputs within 2 %) against eager, forward, batch 8"
-    yield Benchmark(name=name, extra="peers", ours=ours, peer=peer)
+    yield from (first, *others)
+    yield Benchmark(
+        name="efficientnet_b0 in its fastest form (outputs within 2 %) against eager, forward, batch 8",
+        ours=quickest,
+        peer=first.peer,
+    )

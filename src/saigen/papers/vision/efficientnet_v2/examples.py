@@ -1,14 +1,13 @@
 """Small instances of EfficientNetV2 and its parts, and V2-B0 beside timm's."""
 
-import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from saigen.example import Benchmark, Example, Part
+from saigen.example import Benchmark, Example, Part, beside_timm
 from saigen.papers.vision.efficientnet_v2 import (
     EfficientNetV2,
     FusedMBConv,
@@ -167,35 +166,5 @@ def parts() -> Iterator[Part]:
 
 
 def benchmarks() -> Iterator[Benchmark]:
-    def pair(
-        size: int, batch: int, train: bool
-    ) -> tuple[Callable[[], Callable[[], Any]], Callable[[], Callable[[], Any]]]:
-        x = torch.rand(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
-        y = torch.arange(batch) % 1000
-
-        def call(model: nn.Module) -> Callable[[], Any]:
-            @torch.inference_mode()
-            def forward() -> Any:
-                return model(x)
-
-            def forward_backward() -> Any:
-                model.zero_grad()
-                F.cross_entropy(model(x), y).backward()
-
-            model.train(train)
-            return forward_backward if train else forward
-
-        def ours() -> Callable[[], Any]:
-            return call(tf_efficientnetv2_b0(drop_rate=0.0, drop_path_rate=0.0))
-
-        def peer() -> Callable[[], Any]:
-            model = importlib.import_module("timm").create_model("tf_efficientnetv2_b0")
-            model.load_state_dict(tf_efficientnetv2_b0().state_dict())
-            return call(model)
-
-        return ours, peer
-
-    ours, peer = pair(224, 8, train=False)
-    yield Benchmark(name="tf_efficientnetv2_b0 forward, batch 8", extra="peers", ours=ours, peer=peer)
-    ours, peer = pair(192, 4, train=True)
-    yield Benchmark(name="tf_efficientnetv2_b0 forward and backward, batch 4", extra="peers", ours=ours, peer=peer)
+    build = partial(tf_efficientnetv2_b0, drop_rate=0.0, drop_path_rate=0.0)
+    yield from beside_timm("tf_efficientnetv2_b0", build, "tf_efficientnetv2_b0")

@@ -7,10 +7,9 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from saigen.example import Benchmark, Example, Part
+from saigen.example import Benchmark, Example, Part, beside_timm
 from saigen.papers.vision.nfnet import (
     AGC,
     NF_REGNET,
@@ -173,39 +172,8 @@ def parts() -> Iterator[Part]:
 
 
 def benchmarks() -> Iterator[Benchmark]:
-    def timm(name: str) -> nn.Module:
-        return importlib.import_module("timm").create_model(name)
-
-    def call(model: nn.Module, size: int, batch: int, train: bool) -> Callable[[], Any]:
-        x = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
-        y = torch.arange(batch) % 1000
-
-        @torch.inference_mode()
-        def forward() -> Any:
-            return model(x)
-
-        def forward_backward() -> Any:
-            model.zero_grad()
-            F.cross_entropy(model(x), y).backward()
-
-        model.train(train)
-        return forward_backward if train else forward
-
-    def ours(size: int, batch: int, train: bool) -> Callable[[], Any]:
-        return call(dm_nfnet_f0(drop_rate=0.0, stochdepth_rate=0.0), size, batch, train)
-
-    def peer(size: int, batch: int, train: bool) -> Callable[[], Any]:
-        model = timm("dm_nfnet_f0")
-        model.load_state_dict(dm_nfnet_f0().state_dict())
-        return call(model, size, batch, train)
-
-    for size, batch, train in ((192, 4, False), (192, 2, True)):
-        what = "forward and backward" if train else "forward"
-        yield Benchmark(
-            name=f"dm_nfnet_f0 {what}, batch {batch}",
-            ours=lambda size=size, batch=batch, train=train: ours(size, batch, train),
-            peer=lambda size=size, batch=batch, train=train: peer(size, batch, train),
-        )
+    build = partial(dm_nfnet_f0, drop_rate=0.0, stochdepth_rate=0.0)
+    yield from beside_timm("dm_nfnet_f0", build, "dm_nfnet_f0", side=192, forward=4, training=2)
 
     def clip(function: Callable[..., None]) -> Callable[[], Any]:
         model = dm_nfnet_f0()
