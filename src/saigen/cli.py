@@ -781,11 +781,11 @@ def bench(
         )
 
 
-@app.command(epilog="Example: `saigen new 2106.02034 --slug my_paper --domain vision`")
+@app.command(epilog="Example: `saigen new 1512.03385 --slug my_paper --domain vision`")
 def new(
     name: Annotated[
         str,
-        typer.Argument(metavar="ARXIV_ID|SLUG", help="An arXiv id such as 2106.02034, or the slug of the new room."),
+        typer.Argument(metavar="ARXIV_ID|SLUG", help="An arXiv id such as 1512.03385, or the slug of the new room."),
     ],
     domain: Annotated[str, typer.Option(help=f"The domain of the room: {', '.join(DOMAINS)}.")],
     slug: Annotated[
