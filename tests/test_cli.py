@@ -38,7 +38,10 @@ def saigen(monkeypatch, capsys, plugin, store):
         (["run", "mean_of_noise", "--jobs", "0"], "at least 1"),
         (["run", "mean_of_noise", "--device", "cuda:7"], "cannot use"),
         (["run", "mean_of_noise", "--device", "gpu"], "cannot use"),
-        (["run", "mean_of_noise", "--device", "cud"], "which this machine cannot use, did you mean 'cuda'?: it has cpu"),
+        (
+            ["run", "mean_of_noise", "--device", "cud"],
+            "which this machine cannot use, did you mean 'cuda'?: it has cpu",
+        ),
         (["run", "mean_of_noise", "--device", "cpu:"], "it has cpu"),
         (["run", "mean_of_noise", "--device", "meta"], "it has cpu"),
         (["run", "mean_of_noise", "--data", "."], "--data goes with --scale real or full"),
@@ -183,6 +186,9 @@ def test_create_model_through_the_front_door(plugin):
         front.create_model("mean_nte")
     with pytest.raises(ValueError, match="did you mean 'features'"):
         front.create_model("mean_net", feature=3)
+    for wrong in (-1, 2.5, "ten"):
+        with pytest.raises(ValueError, match=f"num_classes is {wrong!r}, allowed is a whole number"):
+            front.create_model("mean_net", num_classes=wrong)
 
 
 def test_unwritable_output(saigen, tmp_path):

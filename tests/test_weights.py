@@ -72,7 +72,13 @@ def test_a_folder_with_shards(tmp_path):
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
     with pytest.raises(ValueError, match="not a file of that folder"):
         weights.read(tmp_path)
-    for broken in ('{"weight_map": {"a": 3}}', '{"weight_map": [1]}', '{"weight_map": {"a": [1], "b": "c"}}', "{", "[]"):
+    for broken in (
+        '{"weight_map": {"a": 3}}',
+        '{"weight_map": [1]}',
+        '{"weight_map": {"a": [1], "b": "c"}}',
+        "{",
+        "[]",
+    ):
         (tmp_path / "model.safetensors.index.json").write_text(broken)
         with pytest.raises(ValueError, match="is not an index of safetensors files"):
             weights.read(tmp_path)

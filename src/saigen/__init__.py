@@ -58,8 +58,8 @@ def create_model(
         raise ValueError(f"in_chans is {in_chans}, but {name} takes no images")
     if num_classes is not None and "num_classes" not in allowed:
         raise ValueError(f"num_classes is {num_classes}, but {name} has no classes")
-    if num_classes is not None and num_classes < 0:
-        raise ValueError(f"num_classes is {num_classes}, allowed is a whole number of at least 0")
+    if num_classes is not None and (not isinstance(num_classes, int) or num_classes < 0):
+        raise ValueError(f"num_classes is {num_classes!r}, allowed is a whole number of at least 0")
     return reader.create(build, weights, num_classes=num_classes, **overrides)
 
 
