@@ -22,7 +22,7 @@ OF_EXTRAS = {
 NOT_METHODS = {"claims", "examples", "apply"}
 LAYERS = [
     {"cli", "testing", "scaffold", "timm_models", "__main__"},
-    {"report", "bench"},
+    {"report", "bench", "cross"},
     {"runner"},
     {"trial"},
     {"train", "data", "measure", "weights", "speed"},

@@ -1,4 +1,4 @@
-"""The command line: ``saigen list | show | run | apply | publish | report | digest | bench | new``."""
+"""The command line: ``saigen list | show | run | apply | publish | report | digest | bench | cross | new``."""
 
 import inspect
 import json
@@ -735,7 +735,7 @@ def digest(
         typer.echo(f"wrote {path}")
 
 
-# --- bench, new -----------------------------------------------------------------------------------------------------
+# --- bench, cross, new -----------------------------------------------------------------------------------------------------
 
 
 @app.command()
@@ -779,6 +779,101 @@ def bench(
                 rows, " ".join(["saigen bench", *(papers or ()), *(["--domain", domain] if domain else ())])
             ),
         )
+
+
+@app.command(
+    epilog="Example: `saigen cross --models vit,efficientnet --methods SAM,RandAugment`; first `saigen cross --list`."
+)
+def cross(
+    models: Annotated[
+        str | None,
+        typer.Option(metavar="NAMES", help="Models, or papers that bring some, with commas; by default all."),
+    ] = None,
+    methods: Annotated[
+        str | None,
+        typer.Option(metavar="NAMES", help="Methods, or papers that bring some, with commas; by default all."),
+    ] = None,
+    scale: Annotated[
+        str, typer.Option(help="tiny, laptop (embedded digits) or real (your images: give --data).")
+    ] = "laptop",
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds 0 to N-1.")] = 5,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Processes; by default one a core.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Your images, for --scale real.")] = None,
+    out: Annotated[Path, typer.Option(help="The folder for the table and the heat map.")] = Path("saigen-cross"),
+    names: Annotated[
+        bool, typer.Option("--list", help="Only name the models and methods that can be crossed.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Which papers combine: each model trained with each method, beside the same model trained plainly.
+
+    Gives the points of test accuracy that a method gains, with the 95 % interval over seeds, as a table and a heat map. Both
+    arms choose their learning rate on held-out images. What is measured is kept: the same command goes on after Ctrl-C.
+    """
+    from saigen import cross as crossing
+    from saigen.files import write_text
+
+    if scale not in crossing.SCALES:
+        raise ValueError(
+            f"scale is {scale!r}{nearest(scale, crossing.SCALES)}: allowed are {', '.join(crossing.SCALES)}"
+        )
+    if (scale == "real") != (data is not None):
+        raise ValueError("--scale real and --data PATH go together: the other scales measure on embedded digits")
+    if data is not None and not data.exists():
+        raise ValueError(f"--data is {data}, which does not exist: allowed is a folder or a file of labelled images")
+    chosen = [
+        crossing.choose(kind, [name.strip() for name in given.split(",") if name.strip()] if given else [])
+        for kind, given in (("model", models), ("method", methods))
+    ]
+    if names:
+        table = _table("kind", "name", "paper")
+        for kind, entries in zip(("model", "method"), chosen, strict=True):
+            for entry in entries:
+                table.add_row(kind, entry.name, entry.paper.slug)
+        _out().print(table)
+        return
+    from saigen.report.figures import heat_map, svg
+    from saigen.runner import Store, default_jobs
+
+    Store().check_writable()
+    tasks = crossing.tasks(*chosen, seeds, scale, data)
+    cells = {task: crossing.read(task) for task in tasks}
+    waiting = [task for task, cell in cells.items() if cell is None]
+    _err().print(f"{len(tasks)} arms, {len(tasks) - len(waiting)} of them measured before")
+    for task, cell in _advancing(crossing.run(waiting, jobs or default_jobs("laptop")), len(waiting)):
+        cells[task] = cell
+    found = crossing.pairs(cells.values())
+    methods_of, lines = crossing.rows(found)
+    labels = [row[0].model for row in lines]
+    gains = [[pair.gain.mean if pair.gain else None for pair in row] for row in lines]
+    figure = heat_map(labels, methods_of, gains, [[str(pair) for pair in row] for row in lines])
+    write_text(out / "cross.md", crossing.markdown(found, seeds, scale))
+    write_text(out / "cross.svg", svg(figure, "Points of test accuracy gained by each method with each model"))
+    if as_json:
+        print(crossing.document(found, cells.values()))
+    else:
+        table = _table("model", "plain", *methods_of)
+        for row in lines:
+            table.add_row(row[0].model, f"{100 * row[0].plain:.1f}", *map(str, row))
+        _out().print(table)
+        _out().print(
+            "points of test accuracy gained over plain training, with 95 % intervals over seeds", soft_wrap=True
+        )
+    _err().print(f"wrote {out / 'cross.md'} and {out / 'cross.svg'}", soft_wrap=True)
+
+
+def _advancing(results: Any, total: int) -> Any:
+    """The same results, with a bar that advances where somebody watches, and lines where nobody does."""
+    from rich.progress import track
+
+    err = _err()
+    if err.is_terminal:
+        yield from track(results, "crossing", total=total, console=err, transient=True)
+        return
+    for count, result in enumerate(results, 1):
+        if count % 20 == 0 or count == total:
+            err.print(f"[{count}/{total}]", markup=False)
+        yield result
 
 
 @app.command(epilog="Example: `saigen new 1512.03385 --slug my_paper --domain vision`")

@@ -1,10 +1,14 @@
-"""What a room's ``examples.py`` yields: small instances of its public components, and side-by-side benchmarks."""
+"""What a room's ``examples.py`` yields: small instances of its public components, side-by-side benchmarks, and the parts
+that its components play in the training of any classifier."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Optimizer
 
 Kind = Literal["module", "loss", "transform", "optimizer", "estimator", "function", "agent"]
 
@@ -41,3 +45,48 @@ class Benchmark:
     ours: Callable[[], Callable[[], Any]]
     peer: Callable[[], Callable[[], Any]]
     extra: str = "peers"
+
+
+def _adamw(model: nn.Module, rate: float) -> Optimizer:
+    return torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.05)
+
+
+def _cross_entropy(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(model(images), labels)
+
+
+def _unchanged(generator: torch.Generator, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    return images, labels
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a classifier of images is trained: what a method changes, and what it leaves as it was.
+
+    ``model`` takes images (b, channels, side, side) in [0, 1] to logits (b, classes); ``class_counts`` counts the training labels;
+    ``optimizer(model, rate)`` makes the optimizer; ``loss(model, images, labels)`` gives a scalar;
+    ``transform(generator, images, labels)`` a batch in place of a batch.
+    """
+
+    model: nn.Module
+    class_counts: tuple[int, ...]
+    channels: int
+    side: int
+    steps: int
+    optimizer: Callable[[nn.Module, float], Optimizer] = _adamw
+    loss: Callable[[nn.Module, Tensor, Tensor], Tensor] = _cross_entropy
+    transform: Callable[[torch.Generator, Tensor, Tensor], tuple[Tensor, Tensor]] = _unchanged
+
+
+@dataclass(frozen=True)
+class Part:
+    """A component as it takes part in the training of any classifier; ``saigen cross`` pairs models with methods.
+
+    A model is made by ``make(classes, channels, side)``, a small instance for images of ``side`` pixels, at least 16.
+    A method is ``make(recipe)``, which gives the recipe back with what the method changes; it raises ``ValueError`` where
+    it cannot be had with that model (auxiliary batch norms, say, for a network without batch norm).
+    """
+
+    name: str
+    kind: Literal["model", "method"]
+    make: Callable[..., Any]

@@ -91,6 +91,31 @@ def anchors(rows: Sequence[Row], *, width: float = 5.2, small: bool = False) -> 
         return figure
 
 
+def heat_map(
+    rows: Sequence[str],
+    columns: Sequence[str],
+    values: Sequence[Sequence[float | None]],
+    texts: Sequence[Sequence[str]],
+) -> Figure:
+    """A table of signed values as colours, green above 0 and red below, each with its text; None stays white."""
+    shown = [[math.nan if value is None else value for value in row] for row in values]
+    reach = max((abs(value) for row in shown for value in row if math.isfinite(value)), default=0.0) or 1.0
+    with matplotlib.rc_context(_FONT):
+        figure = Figure(figsize=(1.8 + 0.95 * len(columns), 1.0 + 0.34 * len(rows)), layout="constrained")
+        axes = figure.add_subplot()
+        axes.imshow(shown, cmap="RdYlGn", vmin=-reach, vmax=reach, alpha=0.6, aspect="auto")
+        for row, line in enumerate(texts):
+            for column, text in enumerate(line):
+                axes.text(column, row, text, ha="center", va="center", fontsize=8)
+        axes.set_xticks(range(len(columns)), columns, rotation=30, ha="left")
+        axes.xaxis.tick_top()
+        axes.set_yticks(range(len(rows)), rows)
+        axes.tick_params(length=0)
+        for spine in axes.spines.values():
+            spine.set_visible(False)
+        return figure
+
+
 def _clip(value: float) -> float:
     # A diverged seed lies infinitely far off; it is drawn at the edge.
     return max(LEAST, min(MOST, value)) if not math.isnan(value) else LEAST

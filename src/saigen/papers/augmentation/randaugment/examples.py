@@ -1,11 +1,12 @@
 """Small instances of RandAugment's components, and its speed beside torchvision's and kornia's."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 
-from saigen.example import Benchmark, Example
-from saigen.papers.augmentation.randaugment import RandAugment, TrainableRandAugment
+from saigen.example import Benchmark, Example, Part, Recipe
+from saigen.papers.augmentation.randaugment import RandAugment, TrainableRandAugment, rand_augment_operations
 
 
 def _images(generator: torch.Generator) -> tuple[torch.Tensor]:
@@ -52,6 +53,21 @@ print(trainable.alpha.grad.shape, trainable.sampler())          # draws by the l
 
 def _batch(n: int, side: int) -> torch.Tensor:
     return torch.randint(0, 256, (n, 3, side, side), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+
+
+def parts() -> Iterator[Part]:
+    yield Part("RandAugment", "method", _augmented)
+
+
+def _augmented(recipe: Recipe) -> Recipe:
+    def transform(generator: torch.Generator, images: torch.Tensor, labels: torch.Tensor):
+        # colour means nothing on grey images, and translation is in pixels
+        operations = tuple(n for n in rand_augment_operations("paper") if images.shape[1] == 3 or n != "Color")
+        augment = RandAugment(1, 5, op_set=operations, schedule="increasing", translate=images.shape[-1] / 4)
+        images, labels = recipe.transform(generator, images, labels)
+        return augment(images, generator=generator), labels
+
+    return replace(recipe, transform=transform)
 
 
 def benchmarks() -> Iterator[Benchmark]:

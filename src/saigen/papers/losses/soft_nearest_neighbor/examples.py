@@ -1,10 +1,11 @@
 """Small instances of the soft nearest neighbor loss and its network."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 
-from saigen.example import Example
+from saigen.example import Example, Part, Recipe
 from saigen.papers.losses.soft_nearest_neighbor import (
     DeepNeighbors,
     EntanglementRegularizer,
@@ -108,3 +109,39 @@ print(neighbors.credibility(new, model(x[160:]).argmax(-1)))            # near 0
             ),
         ),
     )
+
+
+def parts() -> Iterator[Part]:
+    yield Part("entangled", "method", _entangled)
+
+
+def _entangled(recipe: Recipe) -> Recipe:
+    """The layer before the classifier is entangled, on top of the recipe's loss."""
+    layer = _last_hidden_layer(recipe)
+
+    def loss(model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        # hooks are put on for one pass: what is trained may be a copy of the recipe's model
+        entangle = EntanglementRegularizer(model, [layer], factor=-0.01)
+        try:
+            return recipe.loss(model, images, labels) + entangle(labels)
+        finally:
+            entangle.close()
+
+    return replace(recipe, loss=loss)
+
+
+@torch.no_grad()
+def _last_hidden_layer(recipe: Recipe) -> str:
+    called: list[str] = []
+    handles = [
+        child.register_forward_hook(lambda module, inputs, output, name=name: called.append(name))
+        for name, child in recipe.model.named_children()
+    ]
+    training = recipe.model.training
+    recipe.model.eval()(torch.zeros(2, recipe.channels, recipe.side, recipe.side))
+    recipe.model.train(training)
+    for handle in handles:
+        handle.remove()
+    if len(called) < 2:
+        raise ValueError(f"model is a {type(recipe.model).__name__}, allowed are models with a hidden layer")
+    return called[-2]

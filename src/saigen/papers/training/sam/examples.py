@@ -1,13 +1,15 @@
 """Small instances of SAM and of the paper's two kinds of model; the benchmarks beside pytorch_optimizer and timm."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from saigen.example import Benchmark, Example
+from saigen.example import Benchmark, Example, Part, Recipe
 from saigen.papers.training.sam import SAM, hessian_top_eigenvalue, sam_mixer_s16_224, sam_vit_small_patch16_224
 
 _TINY = {"img_size": 32, "num_classes": 5}
@@ -135,6 +137,40 @@ def _curvature(x: torch.Tensor, y: torch.Tensor, generator: torch.Generator) -> 
     weight = torch.full((3, 4), 0.1, requires_grad=True)
     found = hessian_top_eigenvalue(lambda: F.cross_entropy(x @ weight.T, y), [weight], generator=generator)
     return torch.tensor(found.value)
+
+
+def parts() -> Iterator[Part]:
+    yield Part(
+        "sam_vit",
+        "model",
+        lambda classes, channels, side: sam_vit_small_patch16_224(
+            img_size=side,
+            patch_size=side // 8,
+            embed_dim=48,
+            depth=2,
+            num_heads=3,
+            num_classes=classes,
+            in_chans=channels,
+        ),
+    )
+    yield Part(
+        "sam_mixer",
+        "model",
+        lambda classes, channels, side: sam_mixer_s16_224(
+            img_size=side, patch_size=side // 8, embed_dim=48, depth=2, num_classes=classes, in_chans=channels
+        ),
+    )
+    for name, rho, adaptive in (("SAM", 0.05, False), ("ASAM", 0.5, True)):
+        yield Part(name, "method", partial(_sharpness_aware, rho=rho, adaptive=adaptive))
+
+
+def _sharpness_aware(recipe: Recipe, rho: float, adaptive: bool) -> Recipe:
+    return replace(
+        recipe,
+        optimizer=lambda model, rate: SAM(
+            model.parameters(), torch.optim.AdamW, rho=rho, adaptive=adaptive, model=model, lr=rate, weight_decay=0.05
+        ),
+    )
 
 
 def benchmarks():

@@ -1,12 +1,14 @@
 """Small instances of AdvProp's parts."""
 
+import copy
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from saigen.example import Example
+from saigen.example import Example, Part, Recipe
 from saigen.papers.vision.advprop import (
     AdvProp,
     Attack,
@@ -131,4 +133,14 @@ def examples() -> Iterator[Example]:
         code=MODEL_CODE,
         wrong=((lambda: tf_efficientnet_b0_ap(in_chans=0), "in_chans"),),
         batch=None,
+    )
+
+
+def parts() -> Iterator[Part]:
+    yield Part("AdvProp", "method", _advprop)
+
+
+def _advprop(recipe: Recipe) -> Recipe:
+    return replace(
+        recipe, model=convert_auxiliary_bn(copy.deepcopy(recipe.model)), loss=AdvProp(Attack(eps=8, steps=1))
     )

@@ -1,11 +1,12 @@
 """Small instances of AugReg's public components, and its ViT and hybrid side by side with timm's."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from saigen.example import Benchmark, Example
+from saigen.example import Benchmark, Example, Part, Recipe
 from saigen.papers.vision.augreg.model import (
     AugRegViT,
     HybridEmbed,
@@ -161,6 +162,32 @@ positions = resize_pos_embed(torch.rand(1, 1 + 14 * 14, 384), (24, 24))  # from 
 class _Loss(nn.Module):
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         return sigmoid_xent(logits, target)
+
+
+def parts() -> Iterator[Part]:
+    yield Part(
+        "vit",
+        "model",
+        lambda classes, channels, side: AugRegViT(
+            img_size=side,
+            patch_size=side // 8,
+            embed_dim=48,
+            depth=2,
+            num_heads=3,
+            num_classes=classes,
+            in_chans=channels,
+        ),
+    )
+    yield Part("AugReg_light2", "method", _augreg)
+
+
+def _augreg(recipe: Recipe) -> Recipe:
+    def transform(generator: torch.Generator, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        augment = AugReg("light2", len(recipe.class_counts), images.shape[-1])
+        return augment(*recipe.transform(generator, images, labels), generator=generator)
+
+    # soft targets need a loss that takes them
+    return replace(recipe, transform=transform, loss=lambda model, x, y: sigmoid_xent(model(x), y))
 
 
 def benchmarks() -> Iterator[Benchmark]:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from saigen.example import Benchmark, Example
+from saigen.example import Benchmark, Example, Part
 from saigen.papers.vision.channel_equilibrium import (
     CEResNet,
     ChannelEquilibrium2d,
@@ -131,6 +131,16 @@ def _block(training: bool, usual: bool) -> Callable[[], object]:
     x = torch.randn(8, 256, 28, 28).requires_grad_(training)
     call = (lambda: two_branches(block, x)) if usual else (lambda: block(x))
     return (lambda: call().sum().backward()) if training else torch.no_grad()(call)
+
+
+def parts() -> Iterator[Part]:
+    yield Part(
+        "ce_resnet",
+        "model",
+        lambda classes, channels, side: CEResNet(
+            "basic", (1, 1), (16, 32), stages=(1,), num_classes=classes, in_chans=channels, small_stem=True
+        ),
+    )
 
 
 def benchmarks() -> Iterator[Benchmark]:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from saigen.example import Benchmark, Example
+from saigen.example import Benchmark, Example, Part
 from saigen.papers.vision.dvt.model import (
     T2T_SPLITS,
     DynamicTransformerCascade,
@@ -147,6 +147,30 @@ extra = RelationReuse(72, grid=10)(logits)  # (1, 72, 101, 101), to be added to 
         wrong=((lambda: calibrate_thresholds(torch.rand(3, 4), (0.5, 0.5)), "fractions"),),
         batch=None,
     )
+
+
+def parts() -> Iterator[Part]:
+    yield Part(
+        "dvt_last_exit",
+        "model",
+        lambda classes, channels, side: _LastExit(
+            img_size=side,
+            splits=((4, 4), (2, 2)),
+            embed_dim=48,
+            depth=2,
+            num_heads=2,
+            num_classes=classes,
+            in_chans=channels,
+        ),
+    )
+
+
+class _LastExit(DynamicTransformerCascade):
+    """In training a cascade gives the logits of every exit; who trains a classifier expects one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = super().forward(x)
+        return logits if isinstance(logits, Tensor) else logits[-1]
 
 
 def benchmarks() -> Iterator[Benchmark]:

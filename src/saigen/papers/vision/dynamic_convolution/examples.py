@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from saigen.example import Benchmark, Example
+from saigen.example import Benchmark, Example, Part
 from saigen.papers.vision.dynamic_convolution import (
     DyMobileNetV2,
     DynamicConv1d,
@@ -168,6 +168,21 @@ def _call(
     x = torch.randn(8, c_in, side, side).requires_grad_(backward)
     run = form(layer)
     return (lambda: run(x).sum().backward()) if backward else torch.no_grad()(lambda: run(x))
+
+
+def parts() -> Iterator[Part]:
+    yield Part(
+        "dy_mobilenetv2",
+        "model",
+        lambda classes, channels, side: DyMobileNetV2(
+            stages=((3, 8, 1, 1), (3, 16, 1, 2)),
+            stem_channels=8,
+            head_channels=32,
+            stem_stride=1,
+            num_classes=classes,
+            in_chans=channels,
+        ),
+    )
 
 
 def benchmarks() -> Iterator[Benchmark]:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from saigen.example import Benchmark, Example
+from saigen.example import Benchmark, Example, Part
 from saigen.nn.vision_transformer import VisionTransformer
 from saigen.papers.vision.dynamic_vit.model import (
     DynamicViT,
@@ -102,6 +102,33 @@ log_pi = TokenPredictor(384)(tokens, kept)   # (2, 196, 2): log-probabilities of
 """,
         wrong=((lambda: TokenPredictor(6), "dim"),),
     )
+
+
+def parts() -> Iterator[Part]:
+    yield Part(
+        "dynamic_vit",
+        "model",
+        lambda classes, channels, side: _Logits(
+            VisionTransformer(
+                img_size=side,
+                patch_size=side // 8,
+                embed_dim=48,
+                depth=3,
+                num_heads=3,
+                num_classes=classes,
+                in_chans=channels,
+            ),
+            prune_at=(1, 2),
+        ),
+    )
+
+
+class _Logits(DynamicViT):
+    """In training DynamicViT gives what its own loss needs; who trains a classifier expects logits."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        output = super().forward(x)
+        return output if isinstance(output, Tensor) else output.logits
 
 
 def benchmarks() -> Iterator[Benchmark]:

@@ -2,13 +2,14 @@
 
 import importlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from saigen.example import Benchmark, Example
+from saigen.example import Benchmark, Example, Part
 from saigen.papers.vision.efficientnet import (
     EfficientNet,
     RMSpropTF,
@@ -101,6 +102,25 @@ def examples() -> Iterator[Example]:
         code=OPTIMIZER_CODE,
         wrong=((lambda: RMSpropTF([torch.zeros(1, requires_grad=True)], alpha=-1.0), "alpha"),),
         batch=None,
+    )
+
+
+def parts() -> Iterator[Part]:
+    stages = (Stage(1, 3, 1, 1, 8), Stage(2, 3, 2, 4, 16), Stage(2, 5, 2, 4, 32))
+    yield Part(
+        "efficientnet",
+        "model",
+        lambda classes, channels, side: EfficientNet(
+            stages=stages, stem_channels=16, head_channels=64, num_classes=classes, in_chans=channels, resolution=side
+        ),
+    )
+    # momentum 0.9 lies on top of the rate here and in AdamW does not
+    yield Part(
+        "RMSpropTF",
+        "method",
+        lambda recipe: replace(
+            recipe, optimizer=lambda model, rate: RMSpropTF(model.parameters(), lr=rate, weight_decay=1e-5)
+        ),
     )
 
 

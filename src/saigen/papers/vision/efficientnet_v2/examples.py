@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from saigen.example import Benchmark, Example
+from saigen.example import Benchmark, Example, Part
 from saigen.papers.vision.efficientnet_v2 import (
     EfficientNetV2,
     FusedMBConv,
@@ -147,6 +147,22 @@ def examples() -> Iterator[Example]:
         code=RATIO_CODE,
         wrong=((lambda: fused_mac_ratio(0), "channels"),),
         batch=None,
+    )
+
+
+def parts() -> Iterator[Part]:
+    stages = (fused(1, 1, 1, 8), fused(1, 2, 4, 16), plain(2, 2, 4, 32))
+    yield Part(
+        "efficientnet_v2",
+        "model",
+        lambda classes, channels, side: EfficientNetV2(
+            stages=stages,
+            stem_channels=8,
+            head_channels=64,
+            num_classes=classes,
+            in_chans=channels,
+            resolution=(side, side),
+        ),
     )
 
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from saigen.example import Benchmark, Example
+from saigen.example import Benchmark, Example, Part
 from saigen.papers.vision.involution import (
     Involution2d,
     RedNet,
@@ -129,6 +129,23 @@ def _rednet(backend: str) -> Callable[[], object]:
         if isinstance(layer, Involution2d):
             layer.backend = backend
     return torch.no_grad()(lambda: net(x))
+
+
+def parts() -> Iterator[Part]:
+    yield Part(
+        "rednet",
+        "model",
+        lambda classes, channels, side: RedNet(
+            (1, 1),
+            (16, 32),
+            kernel_size=5,
+            group_channels=4,
+            num_classes=classes,
+            in_chans=channels,
+            stem_width=32,
+            small_stem=True,
+        ),
+    )
 
 
 def benchmarks() -> Iterator[Benchmark]:

@@ -1,11 +1,12 @@
 """Small instances of the room's public components."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import nn
 
-from saigen.example import Example
+from saigen.example import Example, Part, Recipe
 from saigen.papers.vision.learned_resizer import (
     LearnedResizer,
     ResizedClassifier,
@@ -78,3 +79,13 @@ def examples() -> Iterator[Example]:
         wrong=((lambda: resizer_macs(16, 1, 0, 224), "in_size"),),
         batch=None,
     )
+
+
+def parts() -> Iterator[Part]:
+    yield Part("LearnedResizer", "method", _resized)
+
+
+def _resized(recipe: Recipe) -> Recipe:
+    """Images pass through the resizer at their own size: what it learns is what to show the model."""
+    resizer = LearnedResizer(recipe.side, in_chans=recipe.channels)
+    return replace(recipe, model=ResizedClassifier(resizer, recipe.model))

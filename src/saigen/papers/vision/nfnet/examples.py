@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from saigen.example import Benchmark, Example
+from saigen.example import Benchmark, Example, Part
 from saigen.papers.vision.nfnet import (
     AGC,
     NF_REGNET,
@@ -150,6 +150,26 @@ def _with_gradient(generator: torch.Generator) -> Tensor:
     weight = nn.Parameter(torch.randn(4, 3, generator=generator))
     weight.grad = torch.randn(4, 3, generator=generator)
     return weight
+
+
+def parts() -> Iterator[Part]:
+    yield Part(
+        "nf_resnet",
+        "model",
+        lambda classes, channels, side: NFNet(
+            (1, 1), (32, 64), design=NF_RESNET, stem_width=16, num_classes=classes, in_chans=channels
+        ),
+    )
+    yield Part(
+        "AGC",
+        "method",
+        lambda recipe: replace(
+            recipe,
+            optimizer=lambda model, rate: AGC(
+                model.parameters(), torch.optim.AdamW, clipping=0.16, lr=rate, weight_decay=0.05
+            ),
+        ),
+    )
 
 
 def benchmarks() -> Iterator[Benchmark]:

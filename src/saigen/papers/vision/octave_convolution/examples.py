@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from saigen.example import Benchmark, Example
+from saigen.example import Benchmark, Example, Part
 from saigen.papers.vision.octave_convolution import (
     OctaveBatchNorm2d,
     OctaveConv2d,
@@ -164,6 +164,16 @@ def _network(usual: bool) -> Callable[[], object]:
             if isinstance(getattr(module, "conv", None), OctaveConv2d):
                 module.conv = UsualOctave(module.conv)
     return torch.no_grad()(lambda: net(x))
+
+
+def parts() -> Iterator[Part]:
+    yield Part(
+        "oct_resnet",
+        "model",
+        lambda classes, channels, side: OctResNet(
+            (1, 1, 1), (8, 16, 32), alpha=0.25, num_classes=classes, in_chans=channels, small_stem=True
+        ),
+    )
 
 
 def benchmarks() -> Iterator[Benchmark]:

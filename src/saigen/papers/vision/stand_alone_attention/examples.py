@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from saigen.example import Benchmark, Example
+from saigen.example import Benchmark, Example, Part
 from saigen.papers.vision.stand_alone_attention import (
     AttentionStem,
     LocalSelfAttention2d,
@@ -138,6 +138,22 @@ def _network(backend: str) -> Callable[[], object]:
         net = sasa_resnet50(backend=backend).eval()
     x = torch.rand(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     return torch.no_grad()(lambda: net(x))
+
+
+def parts() -> Iterator[Part]:
+    yield Part(
+        "sasa_resnet",
+        "model",
+        lambda classes, channels, side: SASAResNet(
+            (1, 1),
+            (16, 32),
+            attention_stages=(1, 2),
+            num_heads=2,
+            kernel_size=5,
+            num_classes=classes,
+            in_chans=channels,
+        ),
+    )
 
 
 def benchmarks() -> Iterator[Benchmark]:
