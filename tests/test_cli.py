@@ -38,6 +38,15 @@ def saigen(monkeypatch, capsys, plugin, store):
         (["run", "mean_of_noise", "--jobs", "0"], "at least 1"),
         (["run", "mean_of_noise", "--device", "cuda:7"], "cannot use"),
         (["run", "mean_of_noise", "--device", "gpu"], "cannot use"),
+        (
+            ["run", "mean_of_noise", "--device", "cud"],
+            "which this machine cannot use, did you mean 'cuda'?: it has cpu",
+        ),
+        (["run", "mean_of_noise", "--device", "cpu:"], "it has cpu"),
+        (["run", "mean_of_noise", "--device", "meta"], "it has cpu"),
+        (["run", "mean_of_noise", "--data", "."], "--data goes with --scale real or full"),
+        (["run", "mean_of_noise", "--seeds=many"], "--seeds is 'many': Invalid value"),
+        (["run", "mean_of_noise", "--jobs", "1", "--jobs", "1.5"], "--jobs is '1.5': Invalid value"),
         (["run", "mean_of_noise", "--data", "/nowhere/at/all"], "nothing there"),
         (["run", "mean_of_noise", "--backend", "rya"], "did you mean 'ray'"),
         (["run", "mean_of_noise", "--settle", "--seeds", "3"], "leave --seeds out"),
@@ -77,13 +86,21 @@ def test_wrong_use(saigen, arguments, said):
     code, _, err = saigen(*arguments)
     assert code == 2, err
     assert said in " ".join(err.split()), err
-    assert "Traceback" not in err
+    assert "Traceback" not in err and len(err.strip().splitlines()) == 1
 
 
 @pytest.mark.parametrize("command", ["list", "show", "run", "apply", "publish", "report", "digest", "bench", "new"])
 def test_every_command_has_help(saigen, command):
     code, out, _ = saigen(command, "--help")
     assert code == 0 and f"Usage: saigen {command}" in out
+
+
+def test_a_warning_is_one_line_without_its_place_in_the_code(capsys, monkeypatch):
+    monkeypatch.setattr(cli.warnings, "showwarning", cli._show_warning)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cli.warnings, "filters", [])
+        cli.warnings.warn_explicit("w.pt is a pickle;\nonly its tensors are read", UserWarning, "somewhere.py", 7)
+    assert capsys.readouterr().err == "warning: w.pt is a pickle; only its tensors are read\n"
 
 
 def test_alone_it_shows_the_help(saigen):
@@ -169,6 +186,9 @@ def test_create_model_through_the_front_door(plugin):
         front.create_model("mean_nte")
     with pytest.raises(ValueError, match="did you mean 'features'"):
         front.create_model("mean_net", feature=3)
+    for wrong in (-1, 2.5, "ten"):
+        with pytest.raises(ValueError, match=f"num_classes is {wrong!r}, allowed is a whole number"):
+            front.create_model("mean_net", num_classes=wrong)
 
 
 def test_unwritable_output(saigen, tmp_path):

@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import pytest
+import torch
 
+import saigen
 from saigen import runner
 from saigen.cards import catalogue
 from saigen.runner import Options, plan
@@ -44,6 +46,14 @@ def test_every_claim_runs_at_tiny_scale(slug, claim, store):
     task = plan([catalogue.paper(slug)], Options(scale="tiny", jobs=1), [claim], seeds=[1000])[0]
     outcome = runner.execute(task)
     assert outcome.measurement is not None, outcome.log
+
+
+def test_a_model_takes_what_its_function_hands_on_to_its_class():
+    with torch.device("meta"):
+        model = saigen.create_model("vit_tiny_patch16_224", img_size=32, drop_path_rate=0.1)
+        with pytest.raises(ValueError, match=r"no argument 'depht', did you mean 'depth'\?"):
+            saigen.create_model("vit_tiny_patch16_224", depht=3)
+    assert model.pos_embed.shape[1] == 1 + 4
 
 
 @pytest.mark.parametrize("slug", SLUGS)

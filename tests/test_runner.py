@@ -203,13 +203,13 @@ def test_an_error_is_the_datas_only_between_asking_for_them_and_using_them(
         return {"shrinks": 4.0, "single": 1.0, "mean": 0.25}
 
     monkeypatch.setattr(plugin.module("claims"), "averaging_shrinks_noise", claim)
-    options = Options(jobs=1, data=tmp_path, seeds=2)
+    options = Options(scale="real", jobs=1, data=tmp_path, seeds=2)
     outcomes = run_tasks(plan([plugin], options), options)
     results = runner.results_of([plugin], outcomes)
     if unfit:
         assert not any(outcome.failed for outcome in outcomes) and results[0].verdict == "not run"
         with pytest.raises(ValueError, match="suits none of the claims asked for"):
-            runner.run("mean_of_noise", data=tmp_path, jobs=1)
+            runner.run("mean_of_noise", scale="real", data=tmp_path, jobs=1)
     else:
         assert outcomes[1].failed and outcomes[1].unfit is None and results[0].unfit is None
         assert evidence.Store().failure_path(outcomes[1].task.path).is_file()

@@ -72,6 +72,24 @@ def test_a_folder_with_shards(tmp_path):
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
     with pytest.raises(ValueError, match="not a file of that folder"):
         weights.read(tmp_path)
+    for broken in (
+        '{"weight_map": {"a": 3}}',
+        '{"weight_map": [1]}',
+        '{"weight_map": {"a": [1], "b": "c"}}',
+        "{",
+        "[]",
+    ):
+        (tmp_path / "model.safetensors.index.json").write_text(broken)
+        with pytest.raises(ValueError, match="is not an index of safetensors files"):
+            weights.read(tmp_path)
+
+
+def test_a_checkpoint_that_holds_itself(tmp_path):
+    endless = {}
+    endless["model"] = endless
+    torch.save(endless, tmp_path / "w.pt")
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match="holds no tensors by name"):
+        weights.read(tmp_path / "w.pt")
 
 
 def test_a_hostile_pickle_runs_nothing(tmp_path):
@@ -104,11 +122,12 @@ def test_a_truncated_file_is_one_sentence(tmp_path, suffix):
     [
         (lambda s: s.pop("body.bias"), "body.bias is missing"),
         (lambda s: s.update(extra=torch.zeros(1)), "extra is unexpected"),
+        (lambda s: s["body.weight"][2].fill_(float("nan")), "body.weight holds values that are not finite"),
         (lambda s: s.update({"body.weight": torch.zeros(6, 5)}), r"body.weight has shape \(6, 5\), expected \(6, 4\)"),
     ],
 )
 def test_what_does_not_fit_is_named(change, said):
-    state = dict(Net().state_dict())
+    state = {name: value.clone() for name, value in Net().state_dict().items()}
     change(state)
     with pytest.raises(ValueError, match=said):
         weights.load(Net(), state)
@@ -131,3 +150,19 @@ def test_no_such_weights(source):
 def test_a_batch_counter_may_be_missing():
     state = {n: v for n, v in Net().state_dict().items() if "num_batches_tracked" not in n}
     weights.load(Net(), state)
+
+
+def test_the_arguments_of_a_model_are_those_of_its_class_where_its_function_hands_them_on():
+    class Wider(Net):
+        def __init__(self, width=1, **rest):
+            super().__init__(**rest)
+
+    def plain(*, num_classes=10, drop_rate=0.0) -> Net: ...
+
+    def handing_on(*, depth=3, **overrides) -> Net: ...
+
+    def handing_further_on(*, depth=3, **overrides) -> Wider: ...
+
+    assert weights.arguments(plain) == ["num_classes", "drop_rate"]
+    assert weights.arguments(handing_on) == ["depth", "num_classes"]
+    assert weights.arguments(handing_further_on) == ["depth", "width", "num_classes"]

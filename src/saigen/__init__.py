@@ -41,12 +41,11 @@ def create_model(
     >>> create_model("efficientnet_b0", num_classes=10).num_classes
     10
     """
-    import inspect
-
+    from saigen import weights as reader
     from saigen.cards.catalogue import find_model, nearest
 
     build = getattr(find_model(name).load(), name)
-    allowed = inspect.signature(build).parameters
+    allowed = reader.arguments(build)
     for argument in overrides:
         if argument not in allowed:
             others = [other for other in allowed if other not in ("num_classes", "in_chans")]
@@ -59,10 +58,8 @@ def create_model(
         raise ValueError(f"in_chans is {in_chans}, but {name} takes no images")
     if num_classes is not None and "num_classes" not in allowed:
         raise ValueError(f"num_classes is {num_classes}, but {name} has no classes")
-    if num_classes is not None and num_classes < 0:
-        raise ValueError(f"num_classes is {num_classes}, allowed is a whole number of at least 0")
-    from saigen import weights as reader
-
+    if num_classes is not None and (not isinstance(num_classes, int) or num_classes < 0):
+        raise ValueError(f"num_classes is {num_classes!r}, allowed is a whole number of at least 0")
     return reader.create(build, weights, num_classes=num_classes, **overrides)
 
 

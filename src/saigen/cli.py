@@ -5,6 +5,7 @@ import json
 import os
 import re
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -75,6 +76,7 @@ def main() -> None:
     """The entry point: wrong use is one clear line and exit code 2, never a traceback."""
     if os.environ.get("SAIGEN_DEBUG"):
         app(prog_name="saigen")
+    warnings.showwarning = _show_warning
     try:
         # Outside standalone mode an early exit comes back as its code; Ctrl-C as 130.
         code = app(standalone_mode=False, prog_name="saigen")
@@ -91,7 +93,7 @@ def main() -> None:
             sys.exit(0)
         where = getattr(error, "ctx", None)
         more = f" (`{where.command_path} --help` shows what it takes)" if where is not None else ""
-        _err().print(f"[bold red]error:[/] {escape(error.format_message() + more)}", soft_wrap=True)
+        _err().print(f"[bold red]error:[/] {escape(_complaint(error) + more)}", soft_wrap=True)
         sys.exit(2)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -99,6 +101,30 @@ def main() -> None:
     except (ValueError, ImportError) as error:
         _err().print(f"[bold red]error:[/] {escape(' '.join(str(error).split()))}", soft_wrap=True)
         sys.exit(2)
+
+
+def _complaint(error: Any) -> str:
+    """The sentence of a complaint about arguments, with what was given where the parser leaves that out."""
+    message = error.format_message()
+    name = next(iter(getattr(getattr(error, "param", None), "opts", ())), None)
+    given = _given_for(name, sys.argv[1:]) if message.startswith("Invalid value") else None
+    return message if given is None or repr(given) in message else f"{name} is {given!r}: {message}"
+
+
+def _given_for(option: str | None, arguments: Sequence[str]) -> str | None:
+    """What the command line gives an option, ``--seeds two`` or ``--seeds=two``; of several, the last."""
+    found = None
+    for argument, following in zip(arguments, [*arguments[1:], None], strict=True):
+        if argument == option:
+            found = following
+        elif option is not None and argument.startswith(f"{option}="):
+            found = argument.partition("=")[2]
+    return found
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    """A warning as a line for a user; where in the code it arose is of no use to them."""
+    _err().print(f"[yellow]warning:[/] {escape(' '.join(str(message).split()))}", soft_wrap=True)
 
 
 def _out() -> Console:
@@ -206,7 +232,18 @@ def show(
         print(
             json.dumps(
                 entry.card.model_dump(mode="json")
-                | {"slug": entry.slug, "rung": found.rung, "verdict": found.headline},
+                | {
+                    "slug": entry.slug,
+                    "domain": entry.domain,
+                    "rung": found.rung,
+                    "verdict": found.headline,
+                    "results": [
+                        {"claim": r.claim, "scale": r.scale, "verdict": r.verdict, "seeds": r.seeds, "fresh": r.fresh}
+                        | {"quantities": _quantities(r)}
+                        for r in found.results
+                        if r.measurements
+                    ],
+                },
                 ensure_ascii=False,
                 indent=1,
             )
@@ -371,14 +408,14 @@ def _run_with_progress(tasks: Sequence[Any], options: Any, papers: Sequence[Pape
         if seconds is not None
         else ": never measured before, so no forecast"
     )
-    err.print(f"{len(waiting)} trials to run on {min(jobs, max(1, len(waiting)))} processes{have}{guess}")
+    err.print(f"{_work(len(waiting), jobs)}{have}{guess}")
     if not err.is_terminal:
         count = 0
 
         def told(outcome: Any) -> None:
             nonlocal count
             count += 1
-            if not outcome.reused:
+            if _worth_telling(outcome):
                 err.print(f"[{count}/{len(tasks)}] {_told(outcome)}", markup=False)
 
         return runner.run_tasks(tasks, options, told)
@@ -397,18 +434,26 @@ def _run_with_progress(tasks: Sequence[Any], options: Any, papers: Sequence[Pape
 
         def advance(outcome: Any) -> None:
             progress.advance(bars[outcome.task.paper, outcome.task.claim])
-            if not outcome.reused:
+            if _worth_telling(outcome):
                 progress.console.print(_told(outcome), markup=False)
 
         return runner.run_tasks(tasks, options, advance)
 
 
+def _work(trials: int, jobs: int) -> str:
+    width = min(jobs, trials)
+    where = "" if trials == 0 else f" on {width} process{'es' if width > 1 else ''}"
+    return f"{trials} trial{'' if trials == 1 else 's'} to run{where}"
+
+
+def _worth_telling(outcome: Any) -> bool:
+    """Not what was measured before; and what the data do not suit is said once a claim, at the end."""
+    return not outcome.reused and outcome.unfit is None
+
+
 def _told(outcome: Any) -> str:
     task = outcome.task
-    if outcome.measurement is not None:
-        end = f"{outcome.measurement.seconds:.1f} s"
-    else:
-        end = "failed" if outcome.failed else "left out"
+    end = "failed" if outcome.measurement is None else f"{outcome.measurement.seconds:.1f} s"
     return f"{task.paper} {task.claim} {task.scale} seed {task.seed}: {end}"
 
 
@@ -452,16 +497,7 @@ def _document(results: Sequence[Any], failures: Sequence[Any]) -> str:
                 "claim": result.claim,
                 "scale": result.scale,
                 "verdict": result.verdict,
-                "quantities": {
-                    q.name: {
-                        "verdict": q.verdict,
-                        "values": [_finite(v) for v in q.values],
-                        "mean": _finite(q.interval.mean) if q.interval else None,
-                        "interval": [_finite(q.interval.low), _finite(q.interval.high)] if q.interval else None,
-                        "bar": q.bar,
-                    }
-                    for q in result.quantities
-                },
+                "quantities": _quantities(result),
                 "measurements": [m.model_dump(mode="json") for m in result.measurements],
             }
         )
@@ -476,6 +512,19 @@ def _document(results: Sequence[Any], failures: Sequence[Any]) -> str:
     ]
     document = {"results": entries, "does_not_apply": unfit, "failed": failed}
     return json.dumps(document, ensure_ascii=False, indent=1, allow_nan=False)
+
+
+def _quantities(result: Any) -> dict[str, Any]:
+    return {
+        q.name: {
+            "verdict": q.verdict,
+            "values": [_finite(v) for v in q.values],
+            "mean": _finite(q.interval.mean) if q.interval else None,
+            "interval": [_finite(q.interval.low), _finite(q.interval.high)] if q.interval else None,
+            "bar": q.bar,
+        }
+        for q in result.quantities
+    }
 
 
 def _finite(value: float) -> float | None:
@@ -827,11 +876,11 @@ def _advancing(results: Any, total: int) -> Any:
         yield result
 
 
-@app.command(epilog="Example: `saigen new 2106.02034 --slug my_paper --domain vision`")
+@app.command(epilog="Example: `saigen new 1512.03385 --slug my_paper --domain vision`")
 def new(
     name: Annotated[
         str,
-        typer.Argument(metavar="ARXIV_ID|SLUG", help="An arXiv id such as 2106.02034, or the slug of the new room."),
+        typer.Argument(metavar="ARXIV_ID|SLUG", help="An arXiv id such as 1512.03385, or the slug of the new room."),
     ],
     domain: Annotated[str, typer.Option(help=f"The domain of the room: {', '.join(DOMAINS)}.")],
     slug: Annotated[

@@ -27,6 +27,7 @@ from saigen.files import write_text
 SCALES = get_args(Scale)
 ONE_THREAD_SCALES = ("tiny", "laptop")
 BACKENDS = ("loky", "ray", "dask")
+DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
 @dataclass(frozen=True)
@@ -102,18 +103,34 @@ def check_options(options: Options) -> None:
         )
     if options.data is not None and not options.data.exists():
         raise ValueError(f"--data is {options.data}, and there is nothing there")
+    if options.data is not None and options.scale in ONE_THREAD_SCALES:
+        raise ValueError(
+            f"--data is {options.data}, but at scale {options.scale!r} claims are measured on embedded data: "
+            "--data goes with --scale real or full"
+        )
     if options.device != "cpu":
         import torch
 
+        kind = options.device.partition(":")[0]
         try:
-            device = torch.device(options.device)
-            torch.empty(1, device=device)
-        except (RuntimeError, AssertionError) as error:
+            # What is no number cannot be copied back: meta is no place to compute.
+            torch.zeros(1, device=torch.device(options.device)).item()
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            usable = devices()
+            close = "" if kind in usable else nearest(kind, DEVICES)
             raise ValueError(
-                f"--device is {options.device!r}, which this machine cannot use: {str(error).splitlines()[0]}"
+                f"--device is {options.device!r}, which this machine cannot use{close}: it has {', '.join(usable)}"
             ) from error
-        if device.type == "meta":
-            raise ValueError("--device is 'meta', which holds no numbers")
+
+
+def devices() -> list[str]:
+    """The devices of this machine: ``cpu``, and ``cuda:0`` and so on."""
+    import torch
+
+    found = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+    found += ["xpu"] if torch.xpu.is_available() else []
+    found += ["mps"] if torch.backends.mps.is_available() else []
+    return found
 
 
 def plan(

@@ -12,13 +12,13 @@ Each name is saigen's with ``saigen_`` before it: timm takes ``/`` for a path or
 sources, and without a prefix ``efficientnet_b0`` would replace timm's.
 """
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
 import saigen
+from saigen import weights
 from saigen.cards import catalogue
 
 try:
@@ -63,7 +63,7 @@ def _entry_point(name: str) -> Callable[..., nn.Module]:
                     f"{PREFIX}{name} has no weights of its own: give weights=, or pretrained_cfg_overlay=dict(file=…), "
                     "a file, a folder or a Hub id"
                 )
-        allowed = inspect.signature(getattr(catalogue.find_model(name).load(), name)).parameters
+        allowed = weights.arguments(getattr(catalogue.find_model(name).load(), name))
         # timm's training script sends every rate it knows of, 0 where the user gave none.
         arguments = {key: value for key, value in arguments.items() if value or key in allowed}
         model = saigen.create_model(name, **arguments)

@@ -1,6 +1,7 @@
 """Reads weights: safetensors files and folders, other checkpoints without running code in them, the Hugging Face Hub."""
 
 import copy
+import inspect
 import json
 import re
 import warnings
@@ -75,7 +76,9 @@ def _read_npz(path: Path) -> dict[str, Tensor]:
 
 
 def _unwrap(loaded: object, path: Path) -> dict[str, Tensor]:
-    while isinstance(loaded, Mapping) and not any(isinstance(value, Tensor) for value in loaded.values()):
+    for _ in range(len(WRAPPERS)):  # a wrapper may hold a wrapper, and in a hostile file itself
+        if not isinstance(loaded, Mapping) or any(isinstance(value, Tensor) for value in loaded.values()):
+            break
         inner = next((loaded[name] for name in WRAPPERS if isinstance(loaded.get(name), Mapping)), None)
         if inner is None:
             break
@@ -95,8 +98,10 @@ def _read_folder(path: Path) -> dict[str, Tensor]:
     if not name.endswith(".index.json"):
         return _read_file(path / name)
     try:
-        shards = sorted(set(json.loads((path / name).read_text())["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError) as error:
+        shards = sorted(set(json.loads((path / name).read_text(encoding="utf-8"))["weight_map"].values()))
+        if not all(isinstance(shard, str) for shard in shards):
+            raise TypeError("a file's name is text")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path / name} is not an index of safetensors files") from error
     state: dict[str, Tensor] = {}
     for shard in shards:
@@ -129,6 +134,19 @@ def class_count(model: nn.Module, state: Mapping[str, Tensor]) -> int | None:
     return None if weight is None else int(weight.shape[0])
 
 
+def arguments(build: Callable[..., nn.Module]) -> list[str]:
+    """The names of what a model's function takes; where it hands further arguments on to its class, also those."""
+    names: dict[str, None] = {}
+    made = inspect.signature(build).return_annotation
+    classes = made.__mro__ if inspect.isclass(made) else ()
+    for function in (build, *(vars(cls)["__init__"] for cls in classes if "__init__" in vars(cls))):
+        taken = inspect.signature(function).parameters.values()
+        names |= {p.name: None for p in taken if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and p.name != "self"}
+        if not any(p.kind is p.VAR_KEYWORD for p in taken):
+            break
+    return list(names)
+
+
 def create(
     build: Callable[..., nn.Module], source: str | Path | None, *, num_classes: int | None, **arguments: object
 ) -> nn.Module:
@@ -158,7 +176,7 @@ def load(model: nn.Module, source: str | Path | Mapping[str, Tensor]) -> nn.Modu
     """Loads a checkpoint into ``model``, in ours or a layout its class converts.
 
     Only a classifier of another number of classes stays new, with a warning. Every other missing, unexpected or
-    misshapen tensor raises ``ValueError`` that names it.
+    misshapen tensor, and one with NaN or infinity in it, raises ``ValueError`` that names it.
     """
     state = convert(model, source if isinstance(source, Mapping) else read(source))
     own = model.state_dict()
@@ -178,9 +196,12 @@ def load(model: nn.Module, source: str | Path | Mapping[str, Tensor]) -> nn.Modu
     for name, value in own.items():
         if name.endswith("num_batches_tracked") and name not in state:
             state[name] = value
+    # A counter is the least of what tells two networks apart.
+    state = dict(sorted(state.items(), key=lambda item: item[0].endswith("num_batches_tracked")))
     problems = [f"{name} is missing" for name in own if name not in state]
     problems += [f"{name} is unexpected" for name in state if name not in own]
     problems += _misshapen(model, state)
+    problems += [f"{name} holds values that are not finite" for name, value in state.items() if not _finite(value)]
     if problems:
         more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
         raise ValueError(f"the checkpoint does not fit {type(model).__name__}: {'; '.join(problems[:5])}{more}")
@@ -190,6 +211,10 @@ def load(model: nn.Module, source: str | Path | Mapping[str, Tensor]) -> nn.Modu
             f"the checkpoint's classifier has another number of classes; {', '.join(kept_new)} stay new", stacklevel=2
         )
     return model
+
+
+def _finite(value: Tensor) -> bool:
+    return not value.is_floating_point() or value.is_meta or bool(torch.isfinite(value).all())
 
 
 def _misshapen(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:

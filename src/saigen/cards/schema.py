@@ -53,13 +53,22 @@ class Code(Strict):
     path: str | None = None
 
 
+_WIDE = r"[\u3000-\u30ff\u3400-\u9fff\uff00-\uffef]"
+_BROKEN_LINE = re.compile(rf"(?<={_WIDE})[ \t]*\n[ \t]*(?={_WIDE})|(?<=[、。，．！？）」])[ \t]*\n[ \t]*(?=\S)")
+
+
 class Prose(Strict):
-    """What a digest says of the paper, in one language."""
+    """What a digest says of the paper, in one language. Japanese has no space where a line of the file ends."""
 
     purpose: Text
     method: Text
     result: Text
     limits: Text
+
+    @field_validator("purpose", "method", "result", "limits")
+    @classmethod
+    def _lines_joined(cls, text: str) -> str:
+        return _BROKEN_LINE.sub("", text)
 
 
 class Macs(Strict):

@@ -24,6 +24,7 @@ COLOURS = {
     "not comparable": "#6b7280",
     "not run": "#6b7280",
 }
+LEAST, MOST = -1.5, 3.0  # how far off is drawn, in units of what is reported
 DRAWABLE = ("gap", "ratio", "bound", "trend", "order")
 _FONT = {"font.family": "DejaVu Sans", "font.size": 9, "svg.fonttype": "none", "svg.hashsalt": "saigen"}
 
@@ -68,7 +69,7 @@ def anchors(rows: Sequence[Row], *, width: float = 5.2, small: bool = False) -> 
                 ends = [_clip(place(quantity, end)) for end in (judged.interval.low, judged.interval.high)]
                 mean = _clip(place(quantity, judged.interval.mean))
                 axes.plot(ends, [row, row], color=colour, linewidth=4, alpha=0.35, solid_capstyle="butt")
-                axes.plot([mean], [row], marker="D", color=colour, markersize=5)
+                axes.plot([mean], [row], marker=_marker(mean), color=colour, markersize=5)
                 low, high = min(low, *ends, mean), max(high, *ends, mean)
             axes.plot(
                 values, [row + 0.22] * len(values), linestyle="", marker="o", markersize=3, color=colour, alpha=0.7
@@ -117,7 +118,12 @@ def heat_map(
 
 def _clip(value: float) -> float:
     # A diverged seed lies infinitely far off; it is drawn at the edge.
-    return max(-1.5, min(3.0, value)) if not math.isnan(value) else -1.5
+    return max(LEAST, min(MOST, value)) if not math.isnan(value) else LEAST
+
+
+def _marker(mean: float) -> str:
+    """A diamond; at the edge an arrow, so that the edge is not read as the value."""
+    return "<" if mean <= LEAST else ">" if mean >= MOST else "D"
 
 
 def svg(figure: Figure, title: str) -> str:

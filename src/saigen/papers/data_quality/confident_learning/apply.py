@@ -71,7 +71,10 @@ def apply(
     if out.suffix.lower() not in (".csv", ".parquet"):
         raise ValueError(f"--out is {out}, allowed are files that end in .csv or .parquet")
     if len(inputs) != 1:
-        raise ValueError(f"{len(inputs)} inputs were given, needed is one file of data")
+        raise ValueError(
+            f"{len(inputs)} inputs were given, needed is one file of data (labels and probabilities: "
+            "LABELS.npy --pred-probs PROBABILITIES.npy)"
+        )
     data = Path(inputs[0])
     if out.resolve() == data.resolve():
         raise ValueError(f"--out is the data file {data} itself, it would be overwritten")
@@ -81,13 +84,17 @@ def apply(
         ("--rank-by", rank_by, SCORES),
     ):
         if value not in allowed:
-            raise ValueError(f"{option} is {value!r}, allowed are {', '.join(allowed)}")
+            raise ValueError(f"{option} is {value!r}{_nearest(value, allowed)}, allowed are {', '.join(allowed)}")
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"--seed is {seed}, allowed is 0 to {2**32 - 1}")
     if folds < 2:
         raise ValueError(f"--folds is {folds}, allowed is 2 or more")
 
     table, given, P, names = _read(data, label, labels, pred_probs, header)
     given, classes, y = _classes(given, P, names)
     if P is None:
+        if folds > max(5, len(y)):
+            raise ValueError(f"--folds is {folds}, allowed is 2 to {len(y)}, one for each row of {data}")
         X, kinds = _features(table, _split(ignore))
         encode, classifier = _default_model(kinds, len(y), len(classes), model, seed)
         # Encoding looks at no label, so it is done once; only what learns from labels is cross-validated.
@@ -181,13 +188,15 @@ def _table(path: Path, header: bool) -> pa.Table:
 def _column(table: pa.Table, name: str, option: str) -> str:
     if name in table.column_names:
         return name
-    near = difflib.get_close_matches(name, table.column_names, 1, 0.5)
     shown = ", ".join(table.column_names[:12]) + (", …" if table.num_columns > 12 else "")
     raise ValueError(
-        f"{option}: there is no column {name!r}"
-        + (f", did you mean {near[0]!r}?" if near else "")
-        + f" The columns are {shown}"
+        f"{option} is {name!r}, which is no column{_nearest(name, table.column_names)}: the columns are {shown}"
     )
+
+
+def _nearest(given: str, names: Sequence[str]) -> str:
+    near = difflib.get_close_matches(given, names, 1, 0.5)
+    return f", did you mean {near[0]!r}?" if near else ""
 
 
 def _label_column(table: pa.Table, label: str | None) -> str:
@@ -197,7 +206,9 @@ def _label_column(table: pa.Table, label: str | None) -> str:
     if len(found) == 1:
         return found[0]
     shown = ", ".join(table.column_names[:12]) + (", …" if table.num_columns > 12 else "")
-    raise ValueError(f"which column holds the labels? Give --label COLUMN; the columns are {shown}")
+    near = next((name for name in table.column_names if _nearest(name.strip().lower(), LABEL_NAMES)), None)
+    meant = f", did you mean {near!r}?" if near and not found else ""
+    raise ValueError(f"which column holds the labels{meant or '?'} Give --label COLUMN: the columns are {shown}")
 
 
 def _given(table: pa.Table, label: str) -> np.ndarray:
