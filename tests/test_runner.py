@@ -13,6 +13,7 @@ import pytest
 
 from saigen import runner
 from saigen.claims import evidence
+from saigen.data import split
 from saigen.runner import Options, plan, run_tasks
 
 SLUG = "mean_of_noise"
@@ -185,7 +186,8 @@ def test_where_no_claim_applies_it_is_one_sentence_and_exit_code_2(store, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("when", "unfit"), [("before", True), ("between", True), ("after", False), ("never", False), ("some", False)]
+    ("when", "unfit"),
+    [("before", True), ("between", True), ("too few", True), ("after", False), ("never", False), ("some", False)],
 )
 def test_an_error_is_the_datas_only_between_asking_for_them_and_using_them(
     plugin, store, tmp_path, monkeypatch, when, unfit
@@ -198,6 +200,8 @@ def test_an_error_is_the_datas_only_between_asking_for_them_and_using_them(
         trial.used("data/train", "f")
         if when == "between":
             trial.data("images", size=8, part="test")
+        if when == "too few":
+            split(20, (4000, 1000), trial.rng("split"))
         if when != "some":
             raise ValueError("a bug of the claim's own")
         return {"shrinks": 4.0, "single": 1.0, "mean": 0.25}

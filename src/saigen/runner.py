@@ -108,6 +108,10 @@ def check_options(options: Options) -> None:
             f"--data is {options.data}, but at scale {options.scale!r} claims are measured on embedded data: "
             "--data goes with --scale real or full"
         )
+    if options.data is not None:
+        from saigen.data.checks import check_labels
+
+        check_labels(options.data)
     if options.device != "cpu":
         import torch
 
@@ -254,8 +258,8 @@ def execute(task: Task) -> Outcome:
                 raise KeyError(f"the claim function returned no {', '.join(missing)}")
         setting = dataclasses.asdict(module.SIZES[task.scale])
     except Exception as error:
-        asked = isinstance(error, ValueError) and trial is not None and trial.asking
-        return Outcome(task, None, traceback.format_exc(), unfit=" ".join(str(error).split()) if asked else None)
+        unfit = isinstance(error, ValueError) and trial is not None and (trial.asking or _of_the_data(error, task))
+        return Outcome(task, None, traceback.format_exc(), unfit=" ".join(str(error).split()) if unfit else None)
     finally:
         torch.set_num_threads(threads)
     measurement = Measurement(
@@ -274,6 +278,14 @@ def execute(task: Task) -> Outcome:
     )
     # As it will be read back, so that a fresh and a kept measurement print alike.
     return Outcome(task, Measurement.model_validate_json(measurement.line()))
+
+
+def _of_the_data(error: ValueError, task: Task) -> bool:
+    """Whether a function of ``saigen.data`` refused what was asked of the user's data: more images than there are, say."""
+    if task.data is None:
+        return False
+    frames = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return frames[-1].startswith("saigen.data")
 
 
 def _asking_trial(**given: Any) -> Any:

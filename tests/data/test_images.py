@@ -1,6 +1,7 @@
 """The user's own images: both layouts read, and every way they can be broken is one sentence."""
 
 import io
+import re
 
 import numpy as np
 import pyarrow as pa
@@ -140,3 +141,30 @@ def test_a_trial_is_a_function_of_its_seed():
     with b.seeded("w"):
         assert torch.equal(first, torch.rand(1))
     assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (pa.array([0.0, float("nan")]), "row 1 of train.parquet has the label nan"),
+        (pa.array([0, 2**40]), "row 1 of train.parquet has the label 1099511627776"),
+        (pa.array([[0], [1]]), "column 'label' of train.parquet is of type list<"),
+    ],
+)
+def test_labels_that_are_no_classes(tmp_path, labels, said):
+    from saigen.data.checks import check_labels
+
+    pq.write_table(pa.table({"image": [picture(1), picture(2)], "label": labels}), tmp_path / "train.parquet")
+    for path in (tmp_path, tmp_path / "train.parquet"):
+        with pytest.raises(ValueError, match=re.escape(said)):
+            check_labels(path)
+
+
+@pytest.mark.parametrize("labels", [["cat", "dog"], [0, 9], [None, 1], [1.0, 2.0]])
+def test_labels_that_are_classes_or_the_readers_matter(tmp_path, labels):
+    from saigen.data.checks import check_labels
+
+    pq.write_table(pa.table({"image": [picture(1), picture(2)], "label": labels}), tmp_path / "train.parquet")
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1 nonsense")
+    check_labels(tmp_path)
+    check_labels(tmp_path / "there is none")
