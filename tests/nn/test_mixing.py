@@ -58,8 +58,8 @@ def test_loss_of_soft_labels_is_the_mixed_loss():
     logits, y, partner = torch.randn(5, 3, generator=seeded(2)), torch.tensor([0, 1, 2, 1, 0]), torch.arange(4, -1, -1)
     soft = soft_labels(y, 3)
     both = 0.3 * F.cross_entropy(logits, y) + 0.7 * F.cross_entropy(logits, y[partner])
-    torch.testing.assert_close(F.cross_entropy(logits, mix(soft, 0.3, soft[partner])), both)
-    assert torch.equal(mix(soft, 1.0, soft[partner]), soft)
+    torch.testing.assert_close(F.cross_entropy(logits, mix(soft, 0.3, soft, partner)), both)
+    assert torch.equal(mix(soft, 1.0, soft, partner), soft)
 
 
 def test_cutmix_takes_a_box_and_its_area():
@@ -93,15 +93,18 @@ def test_eval_mode_and_alpha_zero_leave_the_images():
 
 
 def test_mix_has_the_gradients_of_the_formula():
-    x, partner = torch.randn(3, 2, dtype=torch.double), torch.randn(3, 2, dtype=torch.double)
-    weights = torch.rand(3, dtype=torch.double)
+    x, others = torch.randn(3, 2, dtype=torch.double), torch.randn(4, 2, dtype=torch.double)
+    weights, order = torch.rand(3, dtype=torch.double), torch.tensor([3, 0, 0])
     x.requires_grad_()
-    partner.requires_grad_()
-    assert torch.autograd.gradcheck(lambda a, b: mix(a, weights, b), (x, partner))
+    others.requires_grad_()
+    assert torch.autograd.gradcheck(lambda a, b: mix(a, weights, b, order), (x, others))
+    assert torch.autograd.gradcheck(lambda a, b: mix(a, 0.3, b, order), (x, others))
+    expected = weights[:, None] * x + (1 - weights[:, None]) * others[order]
+    torch.testing.assert_close(mix(x, weights, others, order), expected)
 
 
 def test_wrong_arguments_are_named():
-    x = torch.rand(2, 1, 2, 2)
+    x, levels = torch.rand(2, 1, 2, 2), torch.zeros(2, dtype=torch.uint8)
     for call, name in (
         (lambda: mixing_weights(2, -1.0), "alpha is -1"),
         (lambda: Mixup(-0.5, 3), "alpha is -0.5"),
@@ -109,7 +112,7 @@ def test_wrong_arguments_are_named():
         (lambda: Mixup(1.0, 3)(x, torch.tensor([0, 3])), "y holds 0 to 3"),
         (lambda: Mixup(1.0, 3)(x, torch.tensor([-1, 2])), "y holds -1 to 2"),
         (lambda: Mixup(1.0, 3)(x, torch.rand(2, 4)), "shape"),
-        (lambda: mix(torch.zeros(2, dtype=torch.uint8), 0.5, torch.zeros(2, dtype=torch.uint8)), "x is torch.uint8"),
+        (lambda: mix(levels, 0.5, levels, torch.arange(2)), "x is torch.uint8"),
     ):
         with pytest.raises(ValueError, match=name):
             call()

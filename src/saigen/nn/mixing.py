@@ -7,7 +7,7 @@ import math
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Num
+from jaxtyping import Float, Int, Num
 from torch import Tensor, nn
 
 
@@ -35,14 +35,22 @@ def mixing_weights(
 
 
 def mix(
-    x: Num[Tensor, "n *rest"], weights: Float[Tensor, "n"] | float, partner: Num[Tensor, "n *rest"]
+    x: Num[Tensor, "n *rest"],
+    weights: Float[Tensor, "n"] | float,
+    others: Num[Tensor, "m *rest"],
+    order: Int[Tensor, "n"],
 ) -> Num[Tensor, "n *rest"]:
-    """``weights x + (1 - weights) partner``, one weight for all or one a sample; differentiable in ``x`` and ``partner``."""
+    """``weights x + (1 - weights) others[order]``, one weight for all or one a sample; differentiable in both.
+
+    >>> mix(torch.tensor([[0.0], [4.0]]), 0.75, torch.tensor([[0.0], [4.0]]), torch.tensor([1, 0])).flatten().tolist()
+    [1.0, 3.0]
+    """
     if not x.is_floating_point():
         raise ValueError(f"x is {x.dtype}, allowed are floats: levels and class numbers cannot be mixed")
     if isinstance(weights, Tensor):
         weights = weights.to(x).view(-1, *[1] * (x.ndim - 1))
-    return weights * x + (1 - weights) * partner
+    # What was gathered is a copy already, and is mixed in place.
+    return others.index_select(0, order).lerp_(x, weights)
 
 
 def soft_labels(y: Num[Tensor, "n *k"], num_classes: int) -> Float[Tensor, "n k2"]:
@@ -56,7 +64,8 @@ def soft_labels(y: Num[Tensor, "n *k"], num_classes: int) -> Float[Tensor, "n k2
         raise ValueError(
             f"y is {y.dtype} of shape {tuple(y.shape)}, allowed are class numbers (n,) and rows (n, {num_classes})"
         )
-    if len(y) and not 0 <= int(y.min()) <= int(y.max()) < num_classes:
+    # On an accelerator the look at the numbers would wait for all that is under way.
+    if y.device.type == "cpu" and len(y) and not 0 <= int(y.min()) <= int(y.max()) < num_classes:
         raise ValueError(f"y holds {int(y.min())} to {int(y.max())}, allowed are classes from 0 to {num_classes - 1}")
     return F.one_hot(y.long(), num_classes).float()
 
@@ -86,7 +95,7 @@ class Mixup(nn.Module):
         weights = mixing_weights(len(x) if self.per_sample else 1, self.alpha, generator=generator)
         weights = weights if self.per_sample else weights.item()
         partner = torch.randperm(len(x), generator=generator).to(x.device)
-        return mix(x, weights, x[partner]), mix(y, weights, y[partner])
+        return mix(x, weights, x, partner), mix(y, weights, y, partner)
 
     def extra_repr(self) -> str:
         return f"alpha={self.alpha:g}, num_classes={self.num_classes}, per_sample={self.per_sample}"
@@ -118,9 +127,9 @@ class CutMix(nn.Module):
         rows, columns = (_span(side, share, generator) for side in x.shape[-2:])
         partner = torch.randperm(len(x), generator=generator).to(x.device)
         mixed = x.clone()
-        mixed[..., rows, columns] = x[partner][..., rows, columns]
+        mixed[..., rows, columns] = x[..., rows, columns].index_select(0, partner)
         left = 1 - (rows.stop - rows.start) * (columns.stop - columns.start) / (x.shape[-2] * x.shape[-1])
-        return mixed, mix(y, left, y[partner])
+        return mixed, mix(y, left, y, partner)
 
     def extra_repr(self) -> str:
         return f"alpha={self.alpha:g}, num_classes={self.num_classes}"
