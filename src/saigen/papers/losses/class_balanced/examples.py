@@ -126,10 +126,9 @@ def _loss(whose: str, kind: str) -> Callable[[], Callable[[], Any]]:
         def terms() -> torch.Tensor:
             one_hot = F.one_hot(target, 100).to(logits.dtype)
             if whose == "torchvision":
-                from saigen.testing.peers import import_peer
+                from torchvision.ops import sigmoid_focal_loss
 
-                focal = import_peer("torchvision").ops.sigmoid_focal_loss
-                return focal(logits, one_hot, alpha=-1, gamma=1.0)
+                return sigmoid_focal_loss(logits, one_hot, alpha=-1, gamma=1.0)
             if whose == "kornia":
                 from kornia.losses import binary_focal_loss_with_logits
 
