@@ -23,6 +23,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from saigen.nn.labels import check_labels
+
 KINDS = ("softmax", "sigmoid", "focal")
 REDUCTIONS = ("mean", "sum", "none")
 Counts = Sequence[int] | Sequence[float] | np.ndarray | Tensor
@@ -139,16 +141,7 @@ def _check(logits: Tensor, target: Tensor, weight: Tensor | None, kind: str, gam
     classes = logits.shape[1]
     if weight is not None and weight.shape != (classes,):
         raise ValueError(f"weight has shape {tuple(weight.shape)}, allowed is one a class of the logits, ({classes},)")
-    if target.dtype != torch.int64:
-        raise ValueError(f"target has type {target.dtype}, allowed is torch.int64")
-    # Reading the labels would break a graph, or make an accelerator wait.
-    if target.device.type == "cpu" and not torch.compiler.is_compiling():
-        outside = (target < 0) | (target >= classes)
-        if outside.any():
-            at = tuple(outside.nonzero()[0].tolist())
-            raise ValueError(
-                f"target[{', '.join(map(str, at))}] is {target[at].item()}, allowed are classes from 0 to {classes - 1}"
-            )
+    check_labels(target, classes)
 
 
 def _check_options(kind: str, gamma: float, reduction: str) -> None:
