@@ -14,5 +14,5 @@ def test_the_first_label_out_of_range_is_named():
         check_labels(torch.tensor([0, -1, 7]), 3)
     with pytest.raises(ValueError, match=r"target\[1, 0\] is 3"):
         check_labels(torch.tensor([[0, 1], [3, 0]]), 3)
-    with pytest.raises(ValueError, match="type torch.int32"):
+    with pytest.raises(ValueError, match=r"type torch\.int32"):
         check_labels(torch.tensor([0], dtype=torch.int32), 3)
