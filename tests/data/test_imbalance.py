@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from saigen.data.imbalance import class_counts, imbalanced_indices, long_tailed_counts, step_counts
+from saigen.data.imbalance import balanced_parts, class_counts, imbalanced_indices, long_tailed_counts, step_counts
 
 
 @pytest.mark.parametrize(
@@ -51,6 +51,15 @@ def test_stronger_imbalance_is_a_part_of_weaker():
         imbalanced_indices(y, long_tailed_counts(10, 100, factor), np.random.default_rng(3)) for factor in (10, 100)
     )
     assert set(strong) < set(weak)
+
+
+def test_balanced_parts():
+    y = np.repeat(np.arange(4), [9, 7, 8, 30])
+    parts = balanced_parts(torch.from_numpy(y), 4, (2, 5), np.random.default_rng(0))
+    assert [np.bincount(y[part]).tolist() for part in parts] == [[2] * 4, [5] * 4]
+    assert len(set(np.concatenate(parts))) == 28
+    with pytest.raises(ValueError, match=r"counts\[1\] is 6, allowed are at most 5"):
+        balanced_parts(y, 4, (2, 6), np.random.default_rng(0))
 
 
 def test_class_counts():

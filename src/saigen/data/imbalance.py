@@ -13,11 +13,23 @@ True
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
 
 Labels = Sequence[int] | np.ndarray | Tensor
+
+
+@dataclass(frozen=True)
+class ImbalancedSets:
+    """What a comparison under imbalance needs: an imbalanced training set, balanced validation and test sets."""
+
+    train: tuple[Tensor, Tensor]
+    validation: tuple[Tensor, Tensor]
+    test: tuple[Tensor, Tensor]
+    counts: np.ndarray
+    """Training samples of every class."""
 
 
 def long_tailed_counts(num_classes: int, largest: int, factor: float) -> np.ndarray:
@@ -79,6 +91,22 @@ def imbalanced_indices(y: Labels, counts: Sequence[int] | np.ndarray, rng: np.ra
     rank = np.empty(len(labels), np.int64)
     rank[by_class] = np.arange(len(labels)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     return order[rank < wanted[labels[order]]]
+
+
+def balanced_parts(
+    y: Labels, num_classes: int, sizes: Sequence[int], rng: np.random.Generator
+) -> tuple[np.ndarray, ...]:
+    """Disjoint random index arrays; the i-th holds ``sizes[i]`` samples of every class of ``y``, in random order.
+
+    >>> [len(part) for part in balanced_parts([0, 1] * 10, 2, (3, 4), np.random.default_rng(0))]
+    [6, 8]
+    """
+    labels, left, parts = _labels(y, num_classes), np.arange(len(y)), []
+    for size in sizes:
+        chosen = imbalanced_indices(labels[left], [size] * num_classes, rng)
+        parts.append(left[chosen])
+        left = np.delete(left, chosen)
+    return tuple(parts)
 
 
 def _check(num_classes: int, largest: int, factor: float) -> None:

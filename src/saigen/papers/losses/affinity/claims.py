@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from saigen.data.augmentation import shift_and_flip, standardised
-from saigen.data.imbalance import class_counts, imbalanced_indices, step_counts
+from saigen.data.imbalance import ImbalancedSets, balanced_parts, class_counts, imbalanced_indices, step_counts
 from saigen.nn.cifar_resnet import CifarResNet
 from saigen.papers.losses.affinity import AffinityHead, AffinityLoss
 from saigen.train import accuracy, cosine, predict
@@ -106,38 +106,26 @@ def bears_corrupted_labels(trial: Trial) -> dict[str, float]:
     return values | {"accuracy_gain": values["affinity_accuracy"] - values["softmax_accuracy"]}
 
 
-@dataclass(frozen=True)
-class Sets:
-    train: tuple[Tensor, Tensor]
-    validation: tuple[Tensor, Tensor]
-    test: tuple[Tensor, Tensor]
-    counts: np.ndarray
-    """Training images of every class."""
-
-
-def _sets(trial: Trial, *, balanced: bool = False) -> Sets:
+def _sets(trial: Trial, *, balanced: bool = False) -> ImbalancedSets:
     size, rng = SIZES[trial.scale], trial.rng("split")
     if trial.scale in ("tiny", "laptop"):
         images = trial.data("digits")
-        x, y = images.x[:, 0].flatten(1) * 2 - 0.6, images.y
-        classes = len(images.classes)
-        order = imbalanced_indices(y, [size.largest + size.validation + size.test] * classes, rng)
-        others = order[imbalanced_indices(y[order], [size.validation + size.test] * classes, rng)]
-        pool = np.setdiff1d(order, others)
+        x, y, classes = images.x[:, 0].flatten(1) * 2 - 0.6, images.y, len(images.classes)
+        validation, tested, pool = balanced_parts(y, classes, (size.validation, size.test, size.largest), rng)
         x_test, y_test = x, y
     else:
         train, test = (trial.data("images", size=32, part=part) for part in ("train", "test"))
         x, y, x_test, y_test, classes = train.x, train.y, standardised(test.x), test.y, len(train.classes)
+        validation, tested = balanced_parts(y_test, classes, (size.validation, size.test), rng)
         pool = np.arange(len(y))
-        others = imbalanced_indices(y_test, [size.validation + size.test] * classes, rng)
-    mine = imbalanced_indices(y_test[others], [size.validation] * classes, rng)
-    validation, tested = others[mine], np.delete(others, mine)
     largest = min(size.largest, int(class_counts(y[pool], classes).min()))
     # The rare classes are drawn anew for every seed; in the paper's MNIST they are 0 to 4.
     counts = step_counts(classes, largest, 1 if balanced else size.factor)
     counts = counts[::-1] if trial.scale == "full" else rng.permutation(counts)
     part = pool[imbalanced_indices(y[pool], counts, rng)]
-    return Sets((x[part], y[part]), (x_test[validation], y_test[validation]), (x_test[tested], y_test[tested]), counts)
+    return ImbalancedSets(
+        (x[part], y[part]), (x_test[validation], y_test[validation]), (x_test[tested], y_test[tested]), counts
+    )
 
 
 class _Classifier(nn.Module):
@@ -150,7 +138,7 @@ class _Classifier(nn.Module):
 
 
 def _train(
-    trial: Trial, sets: Sets, arm: str, score: Callable[[nn.Module, Tensor, Tensor], float]
+    trial: Trial, sets: ImbalancedSets, arm: str, score: Callable[[nn.Module, Tensor, Tensor], float]
 ) -> tuple[nn.Module, dict[str, float]]:
     """The model of the arm's best settings on the validation set, and those settings."""
     size, photographs, classes = SIZES[trial.scale], trial.scale in ("real", "full"), len(sets.counts)
@@ -205,6 +193,6 @@ def _macro_f1(model: nn.Module, x: Tensor, y: Tensor) -> float:
     return float(f1_score(y.numpy(), predict(model, x).argmax(-1).numpy(), average="macro", zero_division=0))
 
 
-def _rare_recall(model: nn.Module, sets: Sets) -> float:
+def _rare_recall(model: nn.Module, sets: ImbalancedSets) -> float:
     rare = torch.isin(sets.test[1], torch.from_numpy(np.flatnonzero(sets.counts < sets.counts.max())))
     return accuracy(model, sets.test[0][rare], sets.test[1][rare])

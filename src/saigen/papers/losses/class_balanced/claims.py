@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from saigen.data.augmentation import shift_and_flip, standardised
-from saigen.data.imbalance import class_counts, imbalanced_indices, long_tailed_counts
+from saigen.data.imbalance import ImbalancedSets, balanced_parts, class_counts, imbalanced_indices, long_tailed_counts
 from saigen.papers.losses.class_balanced import (
     class_balanced_loss,
     class_balanced_resnet32,
@@ -101,16 +101,7 @@ def _beta(trial: Trial) -> float:
     return 1.0 - 1.0 / (2 * SIZES[trial.scale].largest)
 
 
-@dataclass(frozen=True)
-class Sets:
-    train: tuple[Tensor, Tensor]
-    validation: tuple[Tensor, Tensor]
-    test: tuple[Tensor, Tensor]
-    counts: np.ndarray
-    """Training samples of every class."""
-
-
-def _sets(trial: Trial, factor: int) -> Sets:
+def _sets(trial: Trial, factor: int) -> ImbalancedSets:
     (x, y), validation, test = _digits(trial) if trial.scale in ("tiny", "laptop") else _images(trial)
     classes = int(y.max()) + 1
     largest = min(SIZES[trial.scale].largest, int(class_counts(y, classes).min()))
@@ -118,7 +109,7 @@ def _sets(trial: Trial, factor: int) -> Sets:
     # Which class is frequent is drawn anew for every seed; the paper takes the classes of CIFAR in their own order.
     counts = counts if trial.scale == "full" else trial.rng("frequent classes").permutation(counts)
     part = imbalanced_indices(y, counts, trial.rng("long tail"))
-    return Sets((x[part], y[part]), validation, test, counts)
+    return ImbalancedSets((x[part], y[part]), validation, test, counts)
 
 
 def _digits(trial: Trial) -> list[tuple[Tensor, Tensor]]:
@@ -142,14 +133,12 @@ def _digits(trial: Trial) -> list[tuple[Tensor, Tensor]]:
 def _images(trial: Trial) -> list[tuple[Tensor, Tensor]]:
     """The user's images; validation and test are balanced parts of their test images."""
     train, test = (trial.data("images", size=32, part=part) for part in ("train", "test"))
-    size, classes = SIZES[trial.scale], len(train.classes)
-    either = imbalanced_indices(test.y, [size.validation + size.test] * classes, trial.rng("test"))
-    mine = imbalanced_indices(test.y[either], [size.validation] * classes, trial.rng("validation"))
-    validation, tested = either[mine], np.delete(either, mine)
-    return [(train.x, train.y), *((standardised(test.x[part]), test.y[part]) for part in (validation, tested))]
+    size = SIZES[trial.scale]
+    parts = balanced_parts(test.y, len(train.classes), (size.validation, size.test), trial.rng("test"))
+    return [(train.x, train.y), *((standardised(test.x[part]), test.y[part]) for part in parts)]
 
 
-def _network(trial: Trial, sets: Sets, kind: str) -> nn.Module:
+def _network(trial: Trial, sets: ImbalancedSets, kind: str) -> nn.Module:
     """The network, its last layer as the loss wants it at the start."""
     classes, shape = len(sets.counts), sets.train[0].shape[1:]
     with trial.seeded("weights"):
@@ -161,7 +150,7 @@ def _network(trial: Trial, sets: Sets, kind: str) -> nn.Module:
     return model
 
 
-def _train(trial: Trial, sets: Sets, kind: str, beta: float) -> dict[str, float]:
+def _train(trial: Trial, sets: ImbalancedSets, kind: str, beta: float) -> dict[str, float]:
     """Accuracy on the balanced test set, of its most and its least frequent third, and on the validation set."""
     size, photographs = SIZES[trial.scale], trial.scale in ("real", "full")
     weight = class_balanced_weights(sets.counts, beta).to(trial.device)
