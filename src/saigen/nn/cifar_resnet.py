@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from saigen.nn.resnet import conv3x3
+from saigen.nn.resnet import conv3x3, strip_prefixes
 
 
 class CifarBlock(nn.Module):
@@ -104,7 +104,7 @@ class CifarResNet(nn.Module):
     @staticmethod
     def convert_state_dict(state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Takes a ``module.`` off the front, and the head's other usual name, ``linear``."""
-        state = {name.removeprefix("module."): value for name, value in state.items()}
+        state = strip_prefixes(state, ("module.",))
         return {
             name.replace("linear.", "fc.", 1) if name.startswith("linear.") else name: v for name, v in state.items()
         }
