@@ -1,12 +1,14 @@
 """Small instances of the affinity loss and its head; the benchmarks beside torch and the formula of public implementations."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
-from saigen.example import Benchmark, Example
+from saigen.example import Benchmark, Example, Part, Recipe
 from saigen.papers.losses.affinity import (
     AffinityHead,
     AffinityLoss,
@@ -85,6 +87,21 @@ print(head.sigma, head.regularizer(), head.equidistance())""",
             (lambda: AffinityHead(2, 3).fit_sigma(torch.zeros(2, 2), quantile=0.0), "quantile is 0.0"),
         ),
     )
+
+
+def parts() -> Iterator[Part]:
+    yield Part("Affinity", "method", _with_affinity)
+
+
+def _with_affinity(recipe: Recipe) -> Recipe:
+    """What were the logits become the features: the head finds its centres among them."""
+    classes = len(recipe.class_counts)
+    criterion = AffinityLoss()
+
+    def loss(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return criterion(model(images), labels, model[-1].centers)
+
+    return replace(recipe, model=nn.Sequential(recipe.model, AffinityHead(classes, classes)), loss=loss)
 
 
 def benchmarks() -> Iterator[Benchmark]:

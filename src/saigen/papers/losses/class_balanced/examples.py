@@ -1,12 +1,13 @@
 """Small instances of the class-balanced loss and its network; the benchmarks beside torch, torchvision and kornia."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch.nn import functional as F
 
-from saigen.example import Benchmark, Example
+from saigen.example import Benchmark, Example, Part, Recipe
 from saigen.papers.losses.class_balanced import (
     ClassBalancedLoss,
     class_balanced_loss,
@@ -103,6 +104,17 @@ print(logits.sigmoid())                              # near 1 / 10 before traini
             (lambda: class_balanced_resnet32(in_chans=0), "in_chans"),
         ),
     )
+
+
+def parts() -> Iterator[Part]:
+    yield Part("ClassBalanced_focal", "method", _balanced)
+
+
+def _balanced(recipe: Recipe) -> Recipe:
+    # as many prototypes a class as in the paper's runs: twice the samples of the largest
+    beta = 1.0 - 1.0 / (2 * max(recipe.class_counts))
+    criterion = ClassBalancedLoss(recipe.class_counts, beta, kind="focal")
+    return replace(recipe, loss=lambda model, images, labels: criterion(model(images), labels))
 
 
 def benchmarks() -> Iterator[Benchmark]:
