@@ -122,9 +122,9 @@ def class_balanced_loss(
 def _one_against_rest(logits: Tensor, target: Tensor, gamma: float) -> Tensor:
     """sum_i (1 - p_i^t)^gamma BCE_i, (b, *d), with p^t = sigmoid(z) for the true class and 1 - sigmoid(z) for the others."""
     true = target.unsqueeze(1)
-    # How far each logit is on the wrong side: 1 - p^t is sigmoid(wrong), so that -log p^t = -logsigmoid(-wrong).
+    # How far each logit is on the wrong side: 1 - p^t is sigmoid(wrong), so that -log p^t = softplus(wrong).
     wrong = logits.scatter(1, true, -logits.gather(1, true))
-    loss = -F.logsigmoid(-wrong)
+    loss = F.softplus(wrong, threshold=40.0)  # above, exact in float64 as well
     if gamma > 0:
         # A power of 1 - p^t would have an infinite slope at 0 for gamma < 1; in the exponent nothing over- or underflows.
         loss = loss * torch.exp(gamma * F.logsigmoid(wrong))
