@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from saigen.nn.foreach import batches
 from saigen.papers.training.radam.variance import rectification, sma_length
 
 _Batch = tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]  # parameters, gradients, m, v
@@ -83,7 +84,7 @@ class _RectifiableAdam(Optimizer):
             age = id(p) if on_device else state["step"]
             together.setdefault((p.device, p.dtype, age), []).append(p)
         for (_, dtype, age), equals in together.items():
-            for ps in [equals] if _at_once(group["foreach"], equals) else [[p] for p in equals]:
+            for ps in batches(equals, group["foreach"]):
                 states = [self.state[p] for p in ps]
                 batch = ps, [p.grad for p in ps], [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states]
                 if dtype.is_complex:
@@ -281,12 +282,3 @@ class DelayedAdam(_RectifiableAdam):
 
 def _counter(value: float, device: torch.device) -> Tensor:
     return torch.full((), value, dtype=torch.float32, device=device)
-
-
-def _at_once(foreach: bool | None, params: list[Tensor]) -> bool:
-    if foreach is not None:
-        return foreach
-    return params[0].device.type != "cpu" or sum(p.numel() for p in params) < _SMALL * len(params)
-
-
-_SMALL = 20_000  # entries a parameter: above, a CPU's cache rewards finishing one parameter before the next
