@@ -16,7 +16,7 @@ gradient g at step t, and everything that is not said otherwise starting from 0:
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -75,7 +75,7 @@ class _FirstOrder(Optimizer):
                 self.update(ps, g, [[self.state[p][name] for p in ps] for name in self.slots], t, group)
         return loss
 
-    def update(self, p: list[Tensor], g: list[Tensor], slots: _Slots, t: int, group: dict[str, Any]) -> None:
+    def update(self, p: list[Tensor], g: Sequence[Tensor], slots: _Slots, t: int, group: dict[str, Any]) -> None:
         """The rule; changes ``p`` and ``slots`` in place."""
         raise NotImplementedError
 
@@ -93,7 +93,7 @@ class SGD(_FirstOrder):
     def __init__(self, params: Any, lr: float = 0.01, *, weight_decay: float = 0.0) -> None:
         super().__init__(params, lr=lr, weight_decay=weight_decay)
 
-    def update(self, p: list[Tensor], g: list[Tensor], slots: _Slots, t: int, group: dict[str, Any]) -> None:
+    def update(self, p: list[Tensor], g: Sequence[Tensor], slots: _Slots, t: int, group: dict[str, Any]) -> None:
         torch._foreach_add_(p, g, alpha=-group["lr"])
 
 
@@ -104,7 +104,7 @@ class Momentum(_FirstOrder):
     def __init__(self, params: Any, lr: float = 0.01, momentum: float = 0.9, *, weight_decay: float = 0.0) -> None:
         super().__init__(params, lr=lr, momentum=momentum, weight_decay=weight_decay)
 
-    def update(self, p: list[Tensor], g: list[Tensor], slots: _Slots, t: int, group: dict[str, Any]) -> None:
+    def update(self, p: list[Tensor], g: Sequence[Tensor], slots: _Slots, t: int, group: dict[str, Any]) -> None:
         (v,) = slots
         torch._foreach_mul_(v, group["momentum"])
         torch._foreach_add_(v, g)
@@ -114,7 +114,7 @@ class Momentum(_FirstOrder):
 class Nesterov(Momentum):
     __doc__ = "SGD with Nesterov momentum γ; ``torch.optim.SGD(nesterov=True)`` is the same rule." + _ARGUMENTS
 
-    def update(self, p: list[Tensor], g: list[Tensor], slots: _Slots, t: int, group: dict[str, Any]) -> None:
+    def update(self, p: list[Tensor], g: Sequence[Tensor], slots: _Slots, t: int, group: dict[str, Any]) -> None:
         (v,) = slots
         torch._foreach_mul_(v, group["momentum"])
         torch._foreach_add_(v, g)
@@ -141,7 +141,7 @@ class RMSProp(_FirstOrder):
     ) -> None:
         super().__init__(params, lr=lr, momentum=momentum, rho=rho, eps=eps, weight_decay=weight_decay)
 
-    def update(self, p: list[Tensor], g: list[Tensor], slots: _Slots, t: int, group: dict[str, Any]) -> None:
+    def update(self, p: list[Tensor], g: Sequence[Tensor], slots: _Slots, t: int, group: dict[str, Any]) -> None:
         v, m = slots
         torch._foreach_mul_(v, group["rho"])
         torch._foreach_addcmul_(v, g, g, 1 - group["rho"])
@@ -168,7 +168,7 @@ class Adam(_FirstOrder):
     ) -> None:
         super().__init__(params, lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay)
 
-    def update(self, p: list[Tensor], g: list[Tensor], slots: _Slots, t: int, group: dict[str, Any]) -> None:
+    def update(self, p: list[Tensor], g: Sequence[Tensor], slots: _Slots, t: int, group: dict[str, Any]) -> None:
         m, v = slots
         beta1, beta2 = group["beta1"], group["beta2"]
         torch._foreach_lerp_(m, g, 1 - beta1)
@@ -180,7 +180,7 @@ class Adam(_FirstOrder):
         self.descend(p, g, m, root, size, beta1)
 
     def descend(
-        self, p: list[Tensor], g: list[Tensor], m: list[Tensor], root: list[Tensor], size: float, beta1: float
+        self, p: list[Tensor], g: Sequence[Tensor], m: list[Tensor], root: Sequence[Tensor], size: float, beta1: float
     ) -> None:
         """p <- p + size · m / root."""
         torch._foreach_addcdiv_(p, m, root, size)
@@ -190,7 +190,7 @@ class NAdam(Adam):
     __doc__ = "Adam with Nesterov momentum, with one constant β₁ (no schedule of it, unlike torch's)." + _ARGUMENTS
 
     def descend(
-        self, p: list[Tensor], g: list[Tensor], m: list[Tensor], root: list[Tensor], size: float, beta1: float
+        self, p: list[Tensor], g: Sequence[Tensor], m: list[Tensor], root: Sequence[Tensor], size: float, beta1: float
     ) -> None:
         """p <- p + size · (β₁ m + (1 - β₁) g) / root."""
         torch._foreach_addcdiv_(p, m, root, size * beta1)
