@@ -1,5 +1,5 @@
 from saigen.papers.training.optimizer_comparison.inclusions import INCLUSIONS, Embedding, embed, includes
-from saigen.papers.training.optimizer_comparison.optimizers import (
+from saigen.papers.training.optimizer_comparison.optimizer import (
     OPTIMIZERS,
     SGD,
     Adam,

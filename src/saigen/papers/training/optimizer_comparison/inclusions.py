@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from saigen.papers.training.optimizer_comparison.optimizers import OPTIMIZERS
+from saigen.papers.training.optimizer_comparison.optimizer import OPTIMIZERS
 
 INCLUSIONS: tuple[tuple[str, str], ...] = (
     ("SGD", "Momentum"),

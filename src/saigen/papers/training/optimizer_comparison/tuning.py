@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.stats import qmc
 from torch.optim import Optimizer
 
-from saigen.papers.training.optimizer_comparison.optimizers import OPTIMIZERS
+from saigen.papers.training.optimizer_comparison.optimizer import OPTIMIZERS
 
 Point = dict[str, float]
 Task = Callable[..., float]

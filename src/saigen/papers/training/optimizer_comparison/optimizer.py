@@ -23,6 +23,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from saigen.nn.foreach import batches
+
 _Slots = list[list[Tensor]]
 
 
@@ -61,19 +63,25 @@ class _FirstOrder(Optimizer):
             if any(p.grad.layout != torch.strided or p.is_complex() for p in params):
                 raise ValueError("a gradient is sparse or complex, allowed are dense gradients of real parameters")
             for p in params:
-                state = self.state[p]
-                if not state:
-                    state["step"] = 0
-                    for name, start in self.slots.items():
-                        state[name] = torch.full_like(p, start, memory_format=torch.preserve_format)
-                state["step"] += 1
-                together.setdefault((p.device, p.dtype, state["step"]), []).append(p)
-            for (_, _, t), ps in together.items():
-                g = [p.grad for p in ps]
-                if group["weight_decay"]:
-                    g = torch._foreach_add(g, ps, alpha=group["weight_decay"])
-                self.update(ps, g, [[self.state[p][name] for p in ps] for name in self.slots], t, group)
+                t = self._begin(p) if self.slots else 0
+                together.setdefault((p.device, p.dtype, t), []).append(p)
+            for (_, _, t), equals in together.items():
+                for ps in batches(equals):
+                    g = [p.grad for p in ps]
+                    if group["weight_decay"]:
+                        g = torch._foreach_add(g, ps, alpha=group["weight_decay"])
+                    self.update(ps, g, [[self.state[p][name] for p in ps] for name in self.slots], t, group)
         return loss
+
+    def _begin(self, p: Tensor) -> int:
+        """Counts a parameter's step, the first of which makes its slots."""
+        state = self.state[p]
+        if not state:
+            state["step"] = 0
+            for name, start in self.slots.items():
+                state[name] = torch.full_like(p, start, memory_format=torch.preserve_format)
+        state["step"] += 1
+        return state["step"]
 
     def update(self, p: list[Tensor], g: Sequence[Tensor], slots: _Slots, t: int, group: dict[str, Any]) -> None:
         """The rule; changes ``p`` and ``slots`` in place."""
