@@ -373,3 +373,12 @@ def test_sparse_gradients_are_refused():
     table(torch.tensor([1, 2])).sum().backward()
     with pytest.raises(ValueError, match="sparse"):
         SGD(table.parameters()).step()
+
+
+def test_rmsprop_equals_the_one_efficientnet_is_trained_with():
+    from saigen.papers.vision.efficientnet import RMSpropTF
+
+    nets = [make_net().double(), make_net().double()]
+    train(nets[0], RMSProp(nets[0].parameters(), 0.01, 0.8, 0.9, 1e-3, weight_decay=0.1))
+    train(nets[1], RMSpropTF(nets[1].parameters(), 0.01, 0.9, 1e-3, 0.1, 0.8))
+    torch.testing.assert_close(weights(nets[0]), weights(nets[1]), atol=1e-14, rtol=0)
