@@ -1,12 +1,13 @@
 """Small instances of the optimizers and of the variance formulas; the benchmarks beside PyTorch and pytorch_optimizer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from saigen.example import Benchmark, Example
+from saigen.example import Benchmark, Example, Part, Recipe
 from saigen.papers.training.radam import (
     DelayedAdam,
     RAdam,
@@ -116,6 +117,16 @@ variance = psi.var(dim=0)
             (lambda: simulate_adaptive_rate(5, 0.9, trajectories=0, generator=torch.Generator()), "trajectories"),
         ),
         batch=None,
+    )
+
+
+def parts() -> Iterator[Part]:
+    yield Part("RAdam", "method", _rectified)
+
+
+def _rectified(recipe: Recipe) -> Recipe:
+    return replace(
+        recipe, optimizer=lambda model, rate: RAdam(model.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.05)
     )
 
 
