@@ -1,0 +1,46 @@
+from saigen.papers.training.optimizer_comparison.inclusions import INCLUSIONS, Embedding, embed, includes
+from saigen.papers.training.optimizer_comparison.optimizer import (
+    OPTIMIZERS,
+    SGD,
+    Adam,
+    Momentum,
+    NAdam,
+    Nesterov,
+    RMSProp,
+)
+from saigen.papers.training.optimizer_comparison.tuning import (
+    Axis,
+    BestOf,
+    Rank,
+    SearchSpace,
+    TrialTable,
+    plot_budgets,
+    plot_ranking,
+    ranking,
+    search_space,
+    tune,
+)
+
+__all__ = [
+    "INCLUSIONS",
+    "OPTIMIZERS",
+    "SGD",
+    "Adam",
+    "Axis",
+    "BestOf",
+    "Embedding",
+    "Momentum",
+    "NAdam",
+    "Nesterov",
+    "RMSProp",
+    "Rank",
+    "SearchSpace",
+    "TrialTable",
+    "embed",
+    "includes",
+    "plot_budgets",
+    "plot_ranking",
+    "ranking",
+    "search_space",
+    "tune",
+]
