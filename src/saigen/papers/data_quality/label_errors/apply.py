@@ -98,24 +98,28 @@ def apply(
         raise ValueError(f"--out is the file {out}, a folder is needed")
     data = read_predictions(inputs[0], label=label, pred_probs=pred_probs, labels=labels)
     candidates = candidate_errors(data.given, data.probabilities, count=count)
-    suggested = data.probabilities.argmax(axis=1)
+    others = data.probabilities.copy()
+    others[np.arange(len(data)), data.given] = -np.inf
+    suggested = others.argmax(axis=1)
     said = [f"{len(candidates)} of {len(data)} labels are candidates ({len(candidates) / len(data):.2%})"]
-    kinds = np.full(len(data), -1)
-    judged = ranking = None
+    kinds, judged, ranking = np.full(len(data), -1), None, None
+    tables: dict[str, dict[str, list[Any]]] = {}
     if corrections:
         rows, kinds[:], suggested, benchmark = _judge(data, corrections, suggested, agree)
         judged = _judged(data, candidates, rows, kinds)
         said.append(f"people judged {judged['checked']} of them and call {judged['errors']} wrong")
-        _write_csv(out / "corrected_labels.csv", _corrected(data, kinds, benchmark))
+        tables["corrected_labels.csv"] = _corrected(data, kinds, benchmark)
         if models:
             ranking = Ranking(_models(data, inputs[0], models), benchmark)
-            _write_csv(out / "ranking.csv", _ranked(ranking))
+            tables["ranking.csv"] = _ranked(ranking)
             first, now = ranking.best(corrected=0.0), ranking.best()
             said.append(f"best on the original labels is {first}, on the corrected ones {now}")
-    _write_csv(out / "candidates.csv", _listed(data, candidates, suggested, kinds))
-    write_text(
-        out / "index.html", _page(data, candidates, suggested, kinds, judged, ranking, show, lang, inputs[0].name)
-    )
+    tables["candidates.csv"] = _listed(data, candidates, suggested, kinds)
+    page = _page(data, candidates, suggested, kinds, judged, ranking, show, lang, inputs[0].name)
+    # Nothing is written before everything could be read.
+    for name, columns in tables.items():
+        _write_csv(out / name, columns)
+    write_text(out / "index.html", page)
     return "; ".join(said) + f"; open {out / 'index.html'}"
 
 
@@ -134,14 +138,14 @@ def _judge(
             answers.setdefault(row, []).extend(given)
     rows, suggested = np.array(sorted(answers)), suggested.copy()
     votes = np.zeros((len(rows), len(ANSWERS)), np.int64)
-    for i, row in enumerate(rows):
-        tally = Counter(_resolve(answer, data, row, suggested[row]) for answer in answers[row])
+    for i, row in enumerate(rows.tolist()):
+        tally = Counter(_resolve(answer, data, row, int(suggested[row])) for answer in answers[row])
         votes[i] = [tally[answer] for answer in ANSWERS]
         # A class that is neither given nor suggested is a better suggestion where more people name it.
         others = [(count, answer) for answer, count in tally.items() if isinstance(answer, int)]
         if others and max(others)[0] > votes[i, 1]:
             votes[i, 1], suggested[row] = max(others)
-    least = np.array([len(answers[row]) // 2 + 1 for row in rows])
+    least = np.array([len(answers[row]) // 2 + 1 for row in rows.tolist()])
     if agree is not None or of_study:
         least = np.full(len(rows), 3 if agree is None else agree)
     kinds = np.full(len(data), -1)

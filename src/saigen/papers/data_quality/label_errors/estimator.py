@@ -31,8 +31,8 @@ def candidate_errors(labels: ArrayLike, pred_probs: ArrayLike, *, count: int | N
     """The examples whose labels a person should look at, worst first (Section 3.1).
 
     ``labels`` (n,) are class indices, ``pred_probs`` (n, K) out-of-sample probabilities. The candidates are the ``count``
-    examples with the smallest margin p(given) - max p(other). By default the count is that of confident learning: the
-    off-diagonal sum of the calibrated confident joint. Raises ``ValueError`` for a count outside 1 to n, and for what
+    examples with the smallest margin p(given) - max p(other). By default the count is that of confident learning, the
+    off-diagonal sum of the calibrated confident joint, as far as another label than the given one is likelier. Raises ``ValueError`` for a count outside 1 to n, and for what
     confident learning cannot take.
 
     >>> candidate_errors([0, 0, 1, 1], [[0.9, 0.1], [0.2, 0.8], [0.3, 0.7], [0.1, 0.9]]).tolist()
@@ -41,6 +41,7 @@ def candidate_errors(labels: ArrayLike, pred_probs: ArrayLike, *, count: int | N
     margin = label_quality_scores(labels, pred_probs, method="normalized_margin")
     if count is None:
         count = num_label_issues(labels, pred_probs, estimation_method="off_diagonal_calibrated")
+        count = min(count, np.count_nonzero(margin < 0.5))  # the score is the margin scaled to 0 to 1
     elif not 1 <= count <= len(margin):
         raise ValueError(f"count is {count}, allowed is 1 to the {len(margin)} examples there are")
     return np.argsort(margin, kind="stable")[:count]
@@ -49,26 +50,33 @@ def candidate_errors(labels: ArrayLike, pred_probs: ArrayLike, *, count: int | N
 # People -------------------------------------------------------------------------------------------------------------
 
 
-def consensus(votes: ArrayLike, *, least: int = 3) -> Int[np.ndarray, " m"]:
+def consensus(votes: ArrayLike, *, least: int | ArrayLike = 3) -> Int[np.ndarray, " m"]:
     """What people's ``votes`` come to, as indices into ``KINDS`` (Section 3.2).
 
     ``votes`` (m, 4) or (m, 6) counts the answers to each candidate in the order of ``ANSWERS``. A label that ``least``
-    people confirm is correct, whatever else they say: where "both" could not be answered, people gave both answers.
-    Any other label is an error; its kind is what ``least`` people agree on, or non-agreement.
+    people (one number, or one a candidate) confirm is correct, whatever else they say: where "both" could not be
+    answered, people gave both answers. Any other label is an error; its kind is what ``least`` people agree on, or
+    non-agreement.
 
     >>> [KINDS[kind] for kind in consensus([[5, 0, 0, 0], [1, 4, 0, 0], [2, 0, 3, 0], [0, 1, 1, 3], [2, 2, 1, 0]])]
     ['correct', 'correctable', 'multi-label', 'neither', 'non-agreement']
     """
-    V = np.asarray(votes)
-    if V.ndim != 2 or V.shape[1] not in (4, len(ANSWERS)) or V.dtype.kind not in "iu" or (V < 0).any():
+    counts = np.asarray(votes)
+    if (
+        counts.ndim != 2
+        or counts.shape[1] not in (4, len(ANSWERS))
+        or counts.dtype.kind not in "iu"
+        or (counts < 0).any()
+    ):
         raise ValueError(
-            f"votes has shape {V.shape} and type {V.dtype}, needed are counts of 4 or {len(ANSWERS)} answers"
+            f"votes has shape {counts.shape} and type {counts.dtype}, needed are counts of 4 or {len(ANSWERS)} answers"
         )
-    if least < 1:
-        raise ValueError(f"least is {least}, allowed is 1 or more")
-    agreed = least <= V
-    neither = agreed[:, [column for column in _OUTSIDE if column < V.shape[1]]].any(axis=1)
-    cases = np.column_stack([agreed[:, 0], agreed[:, 1], agreed[:, 2], neither, np.ones(len(V), bool)])
+    needed = np.asarray(least)
+    if needed.shape not in ((), counts.shape[:1]) or (needed < 1).any():
+        raise ValueError(f"least is {least}, allowed is 1 or more, once or for each of {len(counts)} candidates")
+    agreed = counts >= needed.reshape(-1, 1)
+    neither = agreed[:, [column for column in _OUTSIDE if column < counts.shape[1]]].any(axis=1)
+    cases = np.column_stack([agreed[:, 0], agreed[:, 1], agreed[:, 2], neither, np.ones(len(counts), bool)])
     return cases.argmax(axis=1)
 
 
@@ -273,15 +281,15 @@ class Ranking:
                 f"benchmark has {np.count_nonzero(errors)} corrected and {np.count_nonzero(clean)} correct labels, "
                 "a ranking needs some of both"
             )
-        for name, predicted in predictions.items():
-            if np.shape(predicted) != errors.shape:
-                raise ValueError(f"predictions of {name!r} have shape {np.shape(predicted)}, needed is {errors.shape}")
-        P = np.stack([np.asarray(predicted) for predicted in predictions.values()])
+        for name, classes in predictions.items():
+            if np.shape(classes) != errors.shape:
+                raise ValueError(f"predictions of {name!r} have shape {np.shape(classes)}, needed is {errors.shape}")
+        predicted = np.stack([np.asarray(classes) for classes in predictions.values()])
         self.benchmark = benchmark
         self.names = tuple(predictions)
-        self.clean: Float[np.ndarray, " models"] = (benchmark.original == P)[:, clean].mean(axis=1)
-        self.on_original: Float[np.ndarray, " models"] = (benchmark.original == P)[:, errors].mean(axis=1)
-        self.on_corrected: Float[np.ndarray, " models"] = (benchmark.corrected == P)[:, errors].mean(axis=1)
+        self.clean: Float[np.ndarray, " models"] = (predicted == benchmark.original)[:, clean].mean(axis=1)
+        self.on_original: Float[np.ndarray, " models"] = (predicted == benchmark.original)[:, errors].mean(axis=1)
+        self.on_corrected: Float[np.ndarray, " models"] = (predicted == benchmark.corrected)[:, errors].mean(axis=1)
 
     def accuracy(self, prevalence: float | None = None, *, corrected: float = 1.0) -> Float[np.ndarray, " models"]:
         """A(``prevalence``, ``corrected``) of every model; by default at the natural prevalence, all labels corrected."""
