@@ -43,7 +43,7 @@ class Size:
     consistency: float
     """The weight of the Pi-model's loss."""
     ema: float
-    net: dict[str, float]
+    net: dict[str, float | int]
     """What the network differs by from WRN-28-2."""
     threshold: float = 0.95
     """From where on a pseudo-label counts."""
