@@ -24,40 +24,43 @@ def batch():
 
 
 def a_recipe(model, method):
+    """None where the method cannot be had with the model, which it must have said."""
     of_this = (Trial(0, "tiny"), model), (cross.SIZES["tiny"], (4,) * 10, 1)
     plain = cross.recipe(*of_this[0], None, *of_this[1])
     try:
         return plain if method is None else cross.recipe(*of_this[0], method, *of_this[1])
     except ValueError as error:
         assert "allowed" in str(error)
-        pytest.skip(f"no such pair: {error}")
+        return None
 
 
 def train(how, batch, steps, checkpoint=None):
     fit(
-        how.model, how.loss, batch, optimizer=how.optimizer(how.model, 1e-2), steps=steps, batch_size=20, seed=1,
+        how.model, how.loss, batch, optimizer=how.optimizer(how.model, 3e-3), steps=steps, batch_size=20, seed=1,
         transform=how.transform, checkpoint=checkpoint,
     )  # fmt: skip
     return how.model
 
 
-def loss_of(model, batch):
-    # by the statistics of the batch: running ones need more steps than these to mean anything
-    with torch.no_grad():
-        torch.manual_seed(0)
-        return torch.nn.functional.cross_entropy(copy.deepcopy(model).train()(batch[0]), batch[1])
+def loss_of(how, batch):
+    """What is trained, of both halves of the batch as training sees them."""
+    torch.manual_seed(0)
+    x, y = how.transform(torch.Generator().manual_seed(0), *batch)
+    return how.loss(copy.deepcopy(how.model).train(), x, y).item()
 
 
 @pytest.mark.parametrize(
     ("model", "method"), PAIRS, ids=[f"{model.name}-{method.name if method else 'plain'}" for model, method in PAIRS]
 )
 def test_a_pair_learns_and_resumes_exactly(model, method, batch, tmp_path):
-    start = a_recipe(model, method)
-    before = loss_of(start.model, batch)
-    whole = train(start, batch, 6)
-    assert loss_of(whole, batch) < before
-    train(a_recipe(model, method), batch, 3, tmp_path / "state.pt")
-    broken = train(a_recipe(model, method), batch, 6, tmp_path / "state.pt")
+    how = a_recipe(model, method)
+    if how is None:
+        return
+    before = loss_of(how, batch)
+    whole = train(how, batch, 8)
+    assert loss_of(how, batch) < before
+    train(a_recipe(model, method), batch, 4, tmp_path / "state.pt")
+    broken = train(a_recipe(model, method), batch, 8, tmp_path / "state.pt")
     for name, value in whole.state_dict().items():
         assert torch.equal(value, broken.state_dict()[name]), name
 
