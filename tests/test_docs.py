@@ -59,8 +59,13 @@ def test_the_readers_own_runs_stay_out_of_the_documentation(store, plugin, hooks
 def test_the_papers_stand_in_the_table_of_contents(hooks):
     nav = [{"Papers": "papers/index.md"}, {"日本語": [{"論文": "ja/papers/index.md"}]}, {"Reference": "reference.md"}]
     english, japanese, reference = hooks.on_config({"nav": nav})["nav"]
+    listed = {
+        (next(iter(page)), domain) for part in english["Papers"][1:] for domain, pages in part.items() for page in pages
+    }
+    assert english["Papers"][0] == "papers/index.md"
+    assert listed == {(paper.slug, paper.domain) for paper in hooks.papers()}
     first = hooks.papers()[0]
-    assert english["Papers"][:2] == ["papers/index.md", {first.domain: [{first.slug: f"papers/{first.slug}.md"}]}]
+    assert english["Papers"][1][first.domain][0] == {first.slug: f"papers/{first.slug}.md"}
     assert japanese["日本語"][0]["論文"][0] == "ja/papers/index.md"
     assert reference == {"Reference": "reference.md"}
 
