@@ -161,7 +161,7 @@ def feature_moments(features: ArrayLike) -> tuple[Float[np.ndarray, " d"], Float
 def frechet_distance(mean1: ArrayLike, covariance1: ArrayLike, mean2: ArrayLike, covariance2: ArrayLike) -> float:
     """||m1 - m2||^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), the squared Frechet distance of two Gaussians (FID).
 
-    The trace of the root is taken from the symmetric C1^(1/2) C2 C1^(1/2), which has the same eigenvalues as C1 C2: no
+    The trace of the root is taken from the symmetric L' C2 L, L L' = C1, which has the same eigenvalues as C1 C2: no
     root of a matrix that is not symmetric, no complex numbers, nothing to add to a singular diagonal.
 
     >>> frechet_distance([0.0], [[1.0]], [3.0], [[4.0]])
@@ -173,9 +173,12 @@ def frechet_distance(mean1: ArrayLike, covariance1: ArrayLike, mean2: ArrayLike,
         raise ValueError(
             f"means have shapes {m1.shape} and {m2.shape}, covariances {C1.shape} and {C2.shape}: (d,) and (d, d) are needed"
         )
-    values, vectors = np.linalg.eigh(C1)
-    root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
-    cross = np.sqrt(np.linalg.eigvalsh(root @ C2 @ root).clip(min=0)).sum()
+    try:
+        root = np.linalg.cholesky(C1)
+    except np.linalg.LinAlgError:  # singular: fewer examples than features
+        values, vectors = np.linalg.eigh(C1)
+        root = vectors * np.sqrt(values.clip(min=0))
+    cross = np.sqrt(np.linalg.eigvalsh(root.T @ C2 @ root).clip(min=0)).sum()
     return max(0.0, float(((m1 - m2) ** 2).sum() + np.trace(C1) + np.trace(C2) - 2 * cross))
 
 
