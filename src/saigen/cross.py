@@ -5,8 +5,8 @@ on held-out images, and what the method gains is the difference of the two test 
 ``parts()`` of the rooms' ``examples.py``, those of plug-ins included.
 """
 
+import inspect
 import json
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,10 +21,9 @@ from saigen.claims.verdict import Interval, interval
 from saigen.data import split
 from saigen.example import Part, Recipe
 from saigen.files import write_text
+from saigen.runner import data_key
 from saigen.train import accuracy, cosine, fit
 from saigen.trial import Trial
-
-SCALES = ("tiny", "laptop", "real")
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,7 @@ SIZES = {
     "laptop": Size(300, 200, 1000, 16, 240, 50, (1e-3, 4e-3)),
     "real": Size(4000, 1000, 4000, 32, 1600, 50, (1e-3, 4e-3)),
 }
+SCALES = tuple(SIZES)
 
 
 @dataclass(frozen=True)
@@ -168,11 +168,12 @@ class Task:
 def tasks(models: Sequence[Entry], methods: Sequence[Entry], seeds: int, scale: str, data: Path | None) -> list[Task]:
     """Every pair and every model alone, seed by seed. What was measured with the same code before has its file already."""
     code = {entry.paper.slug: _code(entry.paper) for entry in (*models, *methods)}
+    state = data_key(data)
     made = []
     for seed in range(seeds):
         for model in models:
             for method in (None, *methods):
-                parts = [model.name, code[model.paper.slug], seed, scale, _state(data)]
+                parts = [model.name, code[model.paper.slug], seed, scale, state]
                 parts += [method.name, code[method.paper.slug]] if method else [None]
                 name = (
                     f"{model.name}-{method.name if method else 'plain'}-{scale}-{seed:04d}-{digest(repr(parts))[:16]}"
@@ -184,15 +185,8 @@ def tasks(models: Sequence[Entry], methods: Sequence[Entry], seeds: int, scale: 
 
 
 def _code(paper: Paper) -> str:
-    own = [Path(sys.modules[Part.__module__].__file__), Path(__file__), paper.folder / "examples.py"]
+    own = [Path(inspect.getfile(Part)), Path(__file__), paper.folder / "examples.py"]
     return code_digest(paper) + "".join(digest(file.read_bytes()) for file in own)
-
-
-def _state(data: Path | None) -> tuple[str, ...] | None:
-    if data is None:
-        return None
-    files = sorted(path for path in data.rglob("*") if path.is_file()) if data.is_dir() else [data]
-    return tuple(f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files)
 
 
 def read(task: Task) -> Cell | None:

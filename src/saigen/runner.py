@@ -157,7 +157,7 @@ def plan(
             raise ValueError(f"{where} has no claim {name!r}{nearest(name, known)}: the claims are {', '.join(known)}")
     tasks = []
     data = None if options.data is None else str(options.data.resolve())
-    data_key = _data_key(options.data)
+    data_state = data_key(options.data)
     threads = 1 if options.scale in ONE_THREAD_SCALES else max(1, (os.cpu_count() or 1) // (options.jobs or 1))
     machine = evidence.machine_kind(evidence.environment(options.device, threads))
     for paper in papers:
@@ -175,7 +175,7 @@ def plan(
             wanted = seeds if seeds is not None else range(options.seeds)
             if seeds is None and evidence.enough_seeds(claim, 1):
                 wanted = range(1)
-            key = evidence.digest(repr((code, card, options.device, data_key, machine, threads)))
+            key = evidence.digest(repr((code, card, options.device, data_state, machine, threads)))
             for seed in wanted:
                 path = store.path(paper.slug, claim.id, options.scale, seed, key)
                 tasks.append(
@@ -197,7 +197,7 @@ def plan(
     return sorted(tasks, key=lambda task: task.clock)
 
 
-def _data_key(path: Path | None) -> str:
+def data_key(path: Path | None) -> str:
     """Tells the user's data apart by names, sizes and times, without reading it."""
     if path is None:
         return ""
