@@ -178,3 +178,22 @@ def test_fastest_compiled_agrees():
     if "compiled" in quick.rejected:
         pytest.skip(f"no compiled form here: {quick.rejected['compiled']}")
     assert quick.errors["compiled"] < 1e-4
+
+
+def test_a_compiled_form_has_frozen_weights_for_every_shape():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.SiLU()).eval()
+    run, module = speed._compiled(lambda x: model(x), model)
+    for x in (X, torch.rand(2, 3, 12, 12)):
+        try:
+            with torch.inference_mode():
+                run(x)
+        except Exception as problem:
+            pytest.skip(f"nothing can be compiled here: {problem}")
+    wanted = [model(x) for x in (X, X[:2])]
+    with torch.no_grad():
+        module[0].weight.zero_()
+        module[0].bias.zero_()
+    with torch.inference_mode():
+        assert relative(run(X), wanted[0]) < 1e-4
+        # A shape that was not seen while the weights were there: what is frozen now are the zeros.
+        assert run(X[:2]).abs().max() == 0

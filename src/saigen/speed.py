@@ -215,11 +215,26 @@ def _cast(x: Any, source: torch.dtype, target: torch.dtype) -> Any:
 def _compiled(run: Callable[..., Any], model: nn.Module) -> tuple[Callable[..., Any], nn.Module]:
     import torch._inductor.config as inductor
 
-    # freezing packs the weights into the layouts of the machine's kernels, once; it needs to see no gradients
-    options = {"freezing": True}
+    # Freezing packs the weights into the layouts of the machine's kernels, once, and fuses activations into convolutions.
+    # It is asked for around the call that compiles: Dynamo reads the setting itself, and torch.compile's own ``options``
+    # reach only Inductor, after Dynamo has made the weights inputs of the graph, which are not frozen.
+    settings = {"freezing": True}
     if "cpp.weight_prepack" in inductor.get_config_copy():
-        options["cpp.weight_prepack"] = True
-    return torch.compile(run, dynamic=False, options=options), model
+        settings["cpp.weight_prepack"] = True
+    compiled, known = torch.compile(run, dynamic=False), set()
+
+    def frozen(*inputs: Any) -> Any:
+        kind = tuple(
+            (x.shape, x.stride(), x.dtype) if isinstance(x, Tensor) else repr(x) for x in tree_flatten(inputs)[0]
+        )
+        if kind in known:
+            return compiled(*inputs)
+        with inductor.patch(settings):
+            output = compiled(*inputs)
+        known.add(kind)
+        return output
+
+    return frozen, model
 
 
 def _difference(found: Any, wanted: Any) -> float:
