@@ -30,12 +30,17 @@ class StdConv2d(nn.Conv2d):
         super().__init__(in_channels, out_channels, kernel_size, stride, bias=False)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d i j"]:
-        std, mean = torch.std_mean(self.weight, dim=(1, 2, 3), keepdim=True, correction=0)
+        w = self.weight.flatten(1)
+        w = w - w.mean(1, keepdim=True)
+        # The norm's reduction is several times as fast as torch.std_mean's, which keeps a running variance.
+        std = torch.linalg.vector_norm(w, dim=1, keepdim=True) / w.shape[1] ** 0.5
+        w = (w * (1 / (std + 1e-5))).view_as(self.weight)
         k, s = self.kernel_size[0], self.stride[0]
         (top, bottom), (left, right) = (same_padding(size, k, s) for size in x.shape[2:])
-        if top or bottom or left or right:
+        if (top, left) != (bottom, right):
             x = F.pad(x, (left, right, top, bottom))
-        return F.conv2d(x, (self.weight - mean) / (std + 1e-5), stride=self.stride)
+            top = left = 0
+        return F.conv2d(x, w, stride=s, padding=(top, left))
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
@@ -46,8 +51,9 @@ class SameMaxPool(nn.Module):
     """The largest of 3x3 values at every second place, borders as in TensorFlow's "SAME"."""
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c i j"]:
-        (top, bottom), (left, right) = (same_padding(size, 3, 2) for size in x.shape[2:])
-        return F.max_pool2d(F.pad(x, (left, right, top, bottom), value=-torch.inf), 3, 2)
+        # Zero or one place before; the last window may reach over the end, by as many.
+        (top, _), (left, _) = (same_padding(size, 3, 2) for size in x.shape[2:])
+        return F.max_pool2d(x, 3, 2, (top, left), ceil_mode=True)
 
 
 class ResidualUnit(nn.Module):
@@ -66,10 +72,10 @@ class ResidualUnit(nn.Module):
         nn.init.zeros_(self.norm3.weight)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d i j"]:
-        y = F.relu(self.norm1(self.conv1(x)))
-        y = F.relu(self.norm2(self.conv2(y)))
+        y = F.relu_(self.norm1(self.conv1(x)))
+        y = F.relu_(self.norm2(self.conv2(y)))
         y = self.norm3(self.conv3(y))
-        return F.relu(y + (x if self.downsample is None else self.downsample(x)))
+        return F.relu_(y + (x if self.downsample is None else self.downsample(x)))
 
 
 class ResidualStage(nn.Module):
@@ -89,7 +95,7 @@ class ResidualStage(nn.Module):
 
 def hybrid_backbone(in_chans: int, depths: Sequence[int]) -> nn.Sequential:
     """The root (a quarter of the side), then stages of ``depths`` bottlenecks, each but the first halving the side."""
-    root = {"conv": StdConv2d(in_chans, 64, 7, 2), "norm": group_norm(64), "act": nn.ReLU(), "pool": SameMaxPool()}
+    root = {"conv": StdConv2d(in_chans, 64, 7, 2), "norm": group_norm(64), "act": nn.ReLU(inplace=True), "pool": SameMaxPool()}
     stem = nn.Sequential(OrderedDict(root))
     if not depths:
         return stem
