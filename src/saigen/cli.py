@@ -638,7 +638,8 @@ def publish(
     """Merge fresh local measurements into the published evidence of papers (for maintainers of a room).
 
     Refuses code that is not committed, tiny runs and sets with missing seeds. Where only code changed and `tiny`, rerun,
-    gives the same bits, earlier evidence is carried over.
+    gives the same bits, earlier evidence is carried over. Bits are compared within one environment: before you change the
+    code of evidence from another machine, run its `tiny` here and publish it.
     """
     from saigen.claims import evidence
     from saigen.claims.evidence import EvidenceError, Store
@@ -655,14 +656,17 @@ def publish(
         except EvidenceError as error:
             new, refused = [], error
         carried = evidence.carry_over(entry, [*before, *new], tiny)
-        if refused is not None and not carried and not everything:
-            raise refused
         known = {(m.set_key, m.seed) for m in new}
         carried = [m for m in carried if (m.set_key, m.seed) not in known]
-        new += carried
+        witnesses = evidence.witnesses(entry, [*before, *new, *carried], tiny)
+        if refused is not None and not carried and not witnesses and not everything:
+            raise refused
+        new += [*carried, *witnesses]
         if new:
             evidence.append(entry.evidence_path, new)
-        typer.echo(f"{entry.slug}: {len(new) - len(carried)} measurements published, {len(carried)} carried over")
+        measured = len(new) - len(carried) - len(witnesses)
+        seen = f", {len(witnesses)} tiny runs of the published code added from here" if witnesses else ""
+        typer.echo(f"{entry.slug}: {measured} measurements published, {len(carried)} carried over{seen}")
 
 
 def _refuse_uncommitted(paper: Paper) -> None:

@@ -97,6 +97,29 @@ def test_not_carried_over_where_tiny_differs(plugin, changed):
     assert evidence.carry_over(plugin, complete(plugin, code="0" * 64), [measured(plugin, 0, "tiny", **changed)]) == []
 
 
+def test_a_tiny_run_of_the_published_code_lets_another_environment_carry_it_over(plugin):
+    old, there = complete(plugin, code="0" * 64), {"processor": "b"}
+    now = measured(plugin, 0, "tiny", environment=there)
+    assert evidence.carry_over(plugin, old, [now]) == []
+    witness = measured(plugin, 0, "tiny", environment=there, code="0" * 64)
+    carried = evidence.carry_over(plugin, [*old, witness], [now])
+    assert [m.carried_from for m in carried if m.scale == "laptop"] == [("0" * 64,)] * 5
+    other = witness.model_copy(update={"values": witness.values | {"mean": 0.3}})
+    assert evidence.carry_over(plugin, [*old, other], [now]) == []
+
+
+def test_witnesses_are_of_the_published_code_and_one_an_environment(plugin):
+    there = {"processor": "b"}
+    witness = measured(plugin, 0, "tiny", environment=there)
+    assert evidence.witnesses(plugin, complete(plugin), [witness, witness]) == [witness]
+    assert evidence.witnesses(plugin, [*complete(plugin), witness], [witness]) == []
+    assert evidence.witnesses(plugin, complete(plugin), [measured(plugin, 0, "tiny")]) == [], "there is one of here"
+    stale = measured(plugin, 0, "tiny", environment=there, code="0" * 64)
+    assert evidence.witnesses(plugin, complete(plugin), [stale]) == []
+    assert evidence.witnesses(plugin, complete(plugin, code="0" * 64), [witness]) == [], "the evidence is of other code"
+    assert evidence.witnesses(plugin, [], [witness]) == []
+
+
 def test_clock_values_are_never_carried(plugin, monkeypatch):
     monkeypatch.setattr(type(plugin.card.claim[0]), "clock", property(lambda self: True))
     assert evidence.carry_over(plugin, complete(plugin, code="0" * 64), [measured(plugin, 0, "tiny")]) == []

@@ -385,21 +385,42 @@ def carry_over(paper: Paper, published: Sequence[Measurement], tiny: Sequence[Me
                 (
                     m
                     for m in reversed(published)
-                    if m.claim == claim.id and m.scale == "tiny" and m.seed == 0 and m.code == old
+                    if m.claim == claim.id
+                    and m.scale == "tiny"
+                    and m.seed == 0
+                    and m.code == old
+                    and m.environment == now.environment
                 ),
                 None,
             )
-            if (
-                then is None
-                or then.values != now.values
-                or then.environment != now.environment
-                or then.setting != now.setting
-            ):
+            if then is None or then.values != now.values or then.setting != now.setting:
                 continue
             carried += [m.model_copy(update={"code": code, "carried_from": (*m.carried_from, old)}) for m in chosen]
             if not any(m.claim == claim.id and m.scale == "tiny" for m in carried):
                 carried.append(now)
     return carried
+
+
+def witnesses(paper: Paper, published: Sequence[Measurement], tiny: Sequence[Measurement]) -> list[Measurement]:
+    """``tiny`` runs of the code that ``published`` evidence is of, from an environment that has none there yet.
+
+    With one, evidence from another machine can be carried over from here: bits are compared within an environment only,
+    and code that is bit-equal to the code of the evidence in one environment is the code of the evidence.
+    """
+    code = code_digest(paper)
+    found = []
+    for claim in paper.card.claim:
+        of_claim = [m for m in published if m.claim == claim.id and m.code == code]
+        there = [m.environment for m in of_claim if m.scale == "tiny"]
+        if not there or all(m.scale == "tiny" for m in of_claim):
+            continue
+        for m in tiny:
+            if (m.claim, m.scale, m.seed, m.code) != (claim.id, "tiny", 0, code) or not is_fresh(m, paper, code):
+                continue
+            if m.environment not in there:
+                there.append(m.environment)
+                found.append(m)
+    return found
 
 
 def append(path: Path, measurements: Sequence[Measurement]) -> None:

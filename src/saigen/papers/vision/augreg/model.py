@@ -95,7 +95,12 @@ class ResidualStage(nn.Module):
 
 def hybrid_backbone(in_chans: int, depths: Sequence[int]) -> nn.Sequential:
     """The root (a quarter of the side), then stages of ``depths`` bottlenecks, each but the first halving the side."""
-    root = {"conv": StdConv2d(in_chans, 64, 7, 2), "norm": group_norm(64), "act": nn.ReLU(inplace=True), "pool": SameMaxPool()}
+    root = {
+        "conv": StdConv2d(in_chans, 64, 7, 2),
+        "norm": group_norm(64),
+        "act": nn.ReLU(inplace=True),
+        "pool": SameMaxPool(),
+    }
     stem = nn.Sequential(OrderedDict(root))
     if not depths:
         return stem
