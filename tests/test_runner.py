@@ -276,3 +276,16 @@ def test_ray_gives_the_evidence_of_a_local_run(plugin, store, tmp_path):
     )
     assert spread.returncode == 0, spread.stderr
     assert numbers(spread.stdout) == numbers(local.stdout)
+
+
+@pytest.mark.parametrize("looks", [True, False])
+def test_data_that_a_claim_does_not_look_at_are_noted(plugin, store, tmp_path, monkeypatch, looks):
+    def claim(trial):
+        if looks:
+            assert trial.data_path == tmp_path
+        return {"shrinks": 4.0, "single": 1.0, "mean": 0.25}
+
+    monkeypatch.setattr(plugin.module("claims"), "averaging_shrinks_noise", claim)
+    options = Options(scale="real", jobs=1, data=tmp_path, seeds=1)
+    (outcome,) = run_tasks(plan([plugin], options), options)
+    assert outcome.measurement is not None and outcome.ignored_data is not looks

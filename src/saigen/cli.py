@@ -362,6 +362,8 @@ def run(
         if result.unfit is not None:
             why = f"does not apply to this data: {result.unfit}" if data is not None else result.unfit
             _err().print(f"[yellow]left out:[/] {result.paper} {result.claim} {escape(why)}", soft_wrap=True)
+    for name in dict.fromkeys(f"{o.task.paper} {o.task.claim}" for o in outcomes if o.ignored_data):
+        _err().print(f"[yellow]note:[/] {name} makes its own data: --data was not read", soft_wrap=True)
     store = runner.Store()
     for outcome in failures:
         place = f"{outcome.task.paper} {outcome.task.claim} seed {outcome.task.seed}"

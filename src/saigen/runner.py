@@ -58,7 +58,7 @@ class Outcome:
     """What became of a task: a measurement, or the log of its failure; ``reused`` where it lay there already.
 
     ``unfit`` is the sentence of a claim that asked for the user's data and could not take it: nothing was measured, and
-    nothing is wrong with the claim.
+    nothing is wrong with the claim. ``ignored_data`` where there were data of the user's and the claim did not look at them.
     """
 
     task: Task
@@ -66,6 +66,7 @@ class Outcome:
     log: str | None = None
     reused: bool = False
     unfit: str | None = None
+    ignored_data: bool = False
 
     @property
     def failed(self) -> bool:
@@ -277,7 +278,8 @@ def execute(task: Task) -> Outcome:
         created=datetime.datetime.now(datetime.UTC).replace(microsecond=0),
     )
     # As it will be read back, so that a fresh and a kept measurement print alike.
-    return Outcome(task, Measurement.model_validate_json(measurement.line()))
+    ignored = task.data is not None and not trial.asked
+    return Outcome(task, Measurement.model_validate_json(measurement.line()), ignored_data=ignored)
 
 
 def _of_the_data(error: ValueError, task: Task) -> bool:
@@ -296,11 +298,11 @@ def _asking_trial(**given: Any) -> Any:
     from saigen.trial import Trial
 
     class AskingTrial(Trial):
-        asking = False
+        asking = asked = False
 
         def __getattribute__(self, name: str) -> Any:
             if name == "data_path":
-                self.asking = True
+                self.asking = self.asked = True
             return super().__getattribute__(name)
 
         def used(self, name: str, fingerprint: str) -> None:

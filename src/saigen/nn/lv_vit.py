@@ -63,8 +63,8 @@ class LVViT(nn.Module):
             raise ValueError(f"patch_size is {patch_size}, allowed are even numbers: the stem halves the image first")
         if height < patch_size or width < patch_size or height % patch_size or width % patch_size:
             raise ValueError(f"img_size is {img_size}, allowed are multiples of patch_size, which is {patch_size}")
-        if num_classes < 1:
-            raise ValueError(f"num_classes is {num_classes}, allowed is num_classes >= 1")
+        if num_classes < 0:
+            raise ValueError(f"num_classes is {num_classes}, allowed is num_classes >= 0")
         self.img_size = (height, width)
         self.patch_size = patch_size
         self.in_chans = in_chans
@@ -101,8 +101,8 @@ class LVViT(nn.Module):
             )
         )
         self.norm = nn.LayerNorm(embed_dim, eps=1e-5)
-        self.head = nn.Linear(embed_dim, num_classes)
-        self.aux_head = nn.Linear(embed_dim, num_classes)
+        self.head = nn.Linear(embed_dim, num_classes) if num_classes else nn.Identity()
+        self.aux_head = nn.Linear(embed_dim, num_classes) if num_classes else nn.Identity()
         nn.init.trunc_normal_(self.cls_token, std=0.02)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         for module in self.modules():
@@ -122,7 +122,9 @@ class LVViT(nn.Module):
 
     def forward_head(self, x: Float[Tensor, "b n d"], pre_logits: bool = False) -> Float[Tensor, "b k"]:
         """Logits from the tokens of ``forward_features``; with ``pre_logits`` the class token instead."""
-        return x[:, 0] if pre_logits else self.head(x[:, 0]) + 0.5 * self.aux_head(x[:, 1:]).amax(dim=1)
+        if pre_logits or not self.num_classes:
+            return x[:, 0]
+        return self.head(x[:, 0]) + 0.5 * self.aux_head(x[:, 1:]).amax(dim=1)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
         return self.forward_head(self.forward_features(x))
@@ -131,12 +133,12 @@ class LVViT(nn.Module):
         return self.head
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Puts fresh heads of ``num_classes`` outputs in the old ones' place."""
-        if num_classes < 1:
-            raise ValueError(f"num_classes is {num_classes}, allowed is num_classes >= 1")
+        """Puts fresh heads of ``num_classes`` outputs (0: none) in the old ones' place."""
+        if num_classes < 0:
+            raise ValueError(f"num_classes is {num_classes}, allowed is num_classes >= 0")
         self.num_classes = num_classes
-        self.head = fresh_head(self.norm, num_classes)
-        self.aux_head = fresh_head(self.norm, num_classes)
+        self.head = fresh_head(self.norm, num_classes) if num_classes else nn.Identity()
+        self.aux_head = fresh_head(self.norm, num_classes) if num_classes else nn.Identity()
 
     @staticmethod
     def convert_state_dict(state: dict[str, Tensor]) -> dict[str, Tensor]:

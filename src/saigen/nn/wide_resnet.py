@@ -5,6 +5,7 @@ batch norm, and a first block whose shortcut starts from the activated input.
 """
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -49,6 +50,14 @@ class WideResNet(nn.Module):
     """
 
     classifier_name = "fc"
+    # 2 x - 1
+    default_cfg: ClassVar[dict] = {
+        "input_size": (3, 32, 32),
+        "mean": (0.5, 0.5, 0.5),
+        "std": (0.5, 0.5, 0.5),
+        "interpolation": "bilinear",
+        "crop_pct": 1.0,
+    }
 
     def __init__(
         self,
@@ -92,8 +101,13 @@ class WideResNet(nn.Module):
         """The last feature map, normalised and activated."""
         return F.leaky_relu(self.bn(self.blocks(self.conv1(x))), SLOPE)
 
+    def forward_head(self, x: Float[Tensor, "b d h w"], pre_logits: bool = False) -> Float[Tensor, "b n"]:
+        """Average pooling and, unless ``pre_logits``, the classifier."""
+        x = x.mean((2, 3))
+        return x if pre_logits else self.fc(x)
+
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n"]:
-        return self.fc(self.forward_features(x).mean((2, 3)))
+        return self.forward_head(self.forward_features(x))
 
     def get_classifier(self) -> nn.Module:
         return self.fc

@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from saigen.papers.augmentation.classification_accuracy_score import (
     VQVAE,
-    CIFARResNet,
     Discriminator,
     Generator,
     PixelCNN,
@@ -290,9 +289,6 @@ def test_resnet_has_the_layers_and_parameters_of_the_paper():
     assert sum(p.numel() for p in model.parameters()) == 853_018
     weighted = [m for m in model.modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.Linear))]
     assert len(weighted) == 56
-    small = CIFARResNet(1, num_classes=4).eval()
-    x = torch.rand(2, 3, 32, 32)
-    torch.testing.assert_close(small.classifier(small.features(x)), small(x))
 
 
 # Wrong input and claims ---------------------------------------------------------------------------------------------

@@ -41,7 +41,7 @@ def official(embed: str, feature: bool = True, relation: bool = True) -> Dynamic
 def tiny(**options) -> DynamicTransformerCascade:
     sizes = {"img_size": 24, "splits": ((8, 8), (6, 6), (4, 4)), "embed_dim": 16, "depth": 2, "num_heads": 2}
     torch.manual_seed(0)
-    return DynamicTransformerCascade(num_classes=5, in_chans=1, **(sizes | options))
+    return DynamicTransformerCascade(in_chans=1, **({"num_classes": 5} | sizes | options))
 
 
 def close(mine, theirs, tolerance=1e-5):
@@ -337,3 +337,17 @@ def test_tiny_claim_repeats_itself():
     for values in (first, second):
         del values["speedup"]
     assert first == second
+
+
+def test_without_heads_the_features_of_the_finest_stage_come_out():
+    model, x = tiny(thresholds=(0.5, 0.5)).eval(), torch.rand(3, 1, 24, 24)
+    model.reset_classifier(0)
+    with torch.no_grad():
+        assert torch.equal(model(x), model.forward_features(x)[:, 0])
+        with pytest.raises(ValueError, match="num_classes is 0"):
+            model.predict(x)
+        copy = tiny(num_classes=0).eval()
+        copy.load_state_dict(model.state_dict())
+        assert torch.equal(copy(x), model(x))
+        model.reset_classifier(7)
+        assert model(x).shape == (3, 7)

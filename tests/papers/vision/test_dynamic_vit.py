@@ -317,6 +317,13 @@ def test_reset_classifier(kind):
     student = model(kind).eval()
     student.reset_classifier(3)
     assert student(images(kind)).shape == (3, 3) and student.get_classifier().out_features == 3
+    student.reset_classifier(0)
+    x = images(kind)
+    assert torch.equal(student(x), student.forward_features(x)[:, 0])
+    student.reset_classifier(4)
+    assert student(x).shape == (3, 4)
+    whole = backbone(kind, num_classes=0).eval()
+    assert torch.equal(whole(x), whole.forward_features(x)[:, 0])
 
 
 @both

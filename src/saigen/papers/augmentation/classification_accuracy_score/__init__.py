@@ -13,7 +13,6 @@ from saigen.papers.augmentation.classification_accuracy_score.estimator import (
 )
 from saigen.papers.augmentation.classification_accuracy_score.model import (
     VQVAE,
-    CIFARResNet,
     Discriminator,
     Generator,
     PixelCNN,
@@ -24,7 +23,6 @@ from saigen.papers.augmentation.classification_accuracy_score.model import (
 
 __all__ = [
     "VQVAE",
-    "CIFARResNet",
     "Discriminator",
     "Generator",
     "PixelCNN",

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from saigen.data import split
+from saigen.nn.cifar_resnet import CifarResNet
 from saigen.papers.augmentation.classification_accuracy_score import (
     VQVAE,
-    CIFARResNet,
     Discriminator,
     Generator,
     PixelCNN,
@@ -68,18 +68,21 @@ SIZES = {
 
 
 class Network(nn.Module):
-    """The classifier of the digits; ``features`` are its last 32."""
+    """The classifier of the digits, with 32 features before the last layer."""
 
     def __init__(self) -> None:
         super().__init__()
         self.body = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU())
         self.classifier = nn.Linear(32, 10)
 
-    def features(self, x: Tensor) -> Tensor:
+    def forward_features(self, x: Tensor) -> Tensor:
         return self.body(x)
 
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        return x if pre_logits else self.classifier(x)
+
     def forward(self, x: Tensor) -> Tensor:
-        return self.classifier(self.features(x))
+        return self.forward_head(self.forward_features(x))
 
 
 @dataclass
@@ -110,9 +113,13 @@ class Study:
 
     def distance(self, fake: Tensor) -> tuple[float, float]:
         """Frechet distance to the real training set and Inception Score of as many samples."""
+        judge = self.judge
         with torch.no_grad():
-            ours, theirs = (predict(self.judge.features, part) for part in (self.x, fake))
-            probabilities = predict(self.judge, fake).double().softmax(dim=1)
+            ours, theirs = (
+                predict(lambda x: judge.forward_head(judge.forward_features(x), pre_logits=True), part)
+                for part in (self.x, fake)
+            )
+            probabilities = predict(judge, fake).double().softmax(dim=1)
         distance = frechet_distance(*feature_moments(ours.numpy()), *feature_moments(theirs.numpy()))
         return distance, inception_score(probabilities.numpy())
 
@@ -130,7 +137,7 @@ class Mean(nn.Module):
 
 def _classifier(trial: Trial, size: Size, x: Tensor, y: Tensor, name: str) -> nn.Module:
     with trial.seeded(name):
-        model = Network() if size.side == 8 else CIFARResNet(3, num_classes=int(y.max()) + 1, in_chans=1)
+        model = Network() if size.side == 8 else CifarResNet(20, num_classes=int(y.max()) + 1, in_chans=1)
     optimizer = torch.optim.Adam(model.parameters(), 2e-3)
     loss = lambda net, images, labels: F.cross_entropy(net(images), labels)  # noqa: E731
     fit(model, loss, (x, y), optimizer=optimizer, epochs=size.epochs, batch_size=64 if size.side == 8 else 128,

@@ -10,11 +10,11 @@ from torch import Tensor
 from saigen.example import Benchmark, Example
 from saigen.papers.augmentation.classification_accuracy_score import (
     VQVAE,
-    CIFARResNet,
     Discriminator,
     Generator,
     PixelCNN,
     VQVAESampler,
+    cas_resnet56,
     classification_accuracy_score,
     draw_labels,
     feature_moments,
@@ -189,9 +189,9 @@ print(VQVAESampler(autoencoder, prior).sample(y, torch.Generator().manual_seed(0
         ),
     )
     yield Example(
-        name="CIFARResNet",
+        name="cas_resnet56",
         kind="module",
-        make=lambda: CIFARResNet(1, num_classes=3, in_chans=1),
+        make=lambda: cas_resnet56(num_classes=3, in_chans=1),
         inputs=lambda generator: (torch.rand(2, 1, 8, 8, generator=generator),),
         code="""
 import torch
@@ -200,7 +200,7 @@ from saigen.papers.augmentation.classification_accuracy_score import cas_resnet5
 model = cas_resnet56()
 print(sum(p.numel() for p in model.parameters()), model(torch.rand(2, 3, 32, 32)).shape)
 """,
-        wrong=((lambda: CIFARResNet(0), "n is 0"),),
+        wrong=((lambda: cas_resnet56(in_chans=0), "in_chans is 0"),),
     )
 
 

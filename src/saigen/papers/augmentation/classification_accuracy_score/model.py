@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
+from saigen.nn.cifar_resnet import CifarResNet
+
 
 def _at_least(name: str, value: int, least: int) -> None:
     if value < least:
@@ -275,42 +277,6 @@ class VQVAESampler(nn.Module):
 # The fixed classifier -----------------------------------------------------------------------------------------------
 
 
-class _Block(nn.Module):
-    def __init__(self, channels: int, out_channels: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels, out_channels, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(out_channels)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(out_channels)
-        self.stride, self.more = stride, out_channels - channels
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        # Shortcuts without parameters: every second pixel, new channels zero.
-        shortcut = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.more))
-        return F.relu(out + shortcut)
-
-
-class CIFARResNet(nn.Module):
-    """The ResNet for CIFAR (He et al.), 6 n + 2 layers, shortcuts without parameters; ``features`` are the last 64."""
-
-    def __init__(self, n: int = 9, *, num_classes: int = 10, in_chans: int = 3) -> None:
-        super().__init__()
-        _at_least("n", n, 1)
-        self.conv = nn.Conv2d(in_chans, 16, 3, padding=1, bias=False)
-        self.bn = nn.BatchNorm2d(16)
-        widths = [(16, 16, 1)] * n + [(16, 32, 2)] + [(32, 32, 1)] * (n - 1) + [(32, 64, 2)] + [(64, 64, 1)] * (n - 1)
-        self.blocks = nn.Sequential(*[_Block(*width) for width in widths])
-        self.classifier = nn.Linear(64, num_classes)
-
-    def features(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 64"]:
-        """What the classifier's last layer sees."""
-        return self.blocks(F.relu(self.bn(self.conv(x)))).mean(dim=(2, 3))
-
-    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
-        return self.classifier(self.features(x))
-
-
-def cas_resnet56(*, num_classes: int = 10, in_chans: int = 3) -> CIFARResNet:
-    """The fixed classifier of the CIFAR-10 study: ResNet-56, 853,018 parameters."""
-    return CIFARResNet(9, num_classes=num_classes, in_chans=in_chans)
+def cas_resnet56(*, num_classes: int = 10, in_chans: int = 3) -> CifarResNet:
+    """The fixed classifier of the CIFAR-10 study: ResNet-56 (He et al.), 853,018 parameters."""
+    return CifarResNet(56, num_classes=num_classes, in_chans=in_chans)

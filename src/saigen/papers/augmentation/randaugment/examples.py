@@ -31,6 +31,7 @@ print(augment(images, generator=torch.Generator().manual_seed(0)).shape)""",
             (lambda: RandAugment(op_set="imagenet"), "op_set"),
             (lambda: RandAugment(schedule="cosine"), "schedule"),
             (lambda: RandAugment()(torch.zeros(1, 3, 8, 8, dtype=torch.int64)), "int64"),
+            (lambda: RandAugment()(torch.full((1, 3, 8, 8), 255.0)), "to 255"),
             (lambda: RandAugment(op_set=("Color",))(torch.rand(1, 4, 8, 8)), "channels"),
         ),
     )

@@ -28,8 +28,10 @@ from saigen.nn.image_operations import (
     geometry_matrix,
     to_levels,
 )  # fmt: skip
+from saigen.nn.image_range import check_unit_range
 
 SCHEDULES = ("official", "increasing", "torchvision")
+
 MAGNITUDE_MODES = ("constant", "random", "linear", "random_increasing")
 
 
@@ -211,6 +213,7 @@ class RandAugment(nn.Module):
         """Augments each image. ``progress`` is the share of the training done, in [0, 1]; ``generator`` is on the CPU."""
         if not self.training or self.num_ops == 0 or x.numel() == 0:
             return x
+        check_unit_range(x)
         return self.apply_policy(
             x, self.draw(math.prod(x.shape[:-3]), progress=progress, generator=generator), generator
         )

@@ -274,6 +274,8 @@ class MixTransformer(nn.Module):
 
     def reset_classifier(self, num_classes: int) -> None:
         """A new last layer for ``num_classes`` classes; 0 takes it away."""
+        if num_classes < 0:
+            raise ValueError(f"num_classes is {num_classes}, allowed is num_classes >= 0")
         self.num_classes = num_classes
         self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
         self.head.apply(_init_weights)
@@ -424,6 +426,8 @@ class SegFormer(nn.Module):
 
     def reset_classifier(self, num_classes: int) -> None:
         """A new last layer for ``num_classes`` classes; 0 takes it away."""
+        if num_classes < 0:
+            raise ValueError(f"num_classes is {num_classes}, allowed is num_classes >= 0")
         self.num_classes = num_classes
         self.decode_head.linear_pred = nn.Conv2d(self.num_features, num_classes, 1) if num_classes else nn.Identity()
         if num_classes:

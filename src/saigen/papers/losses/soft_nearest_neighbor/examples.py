@@ -94,7 +94,7 @@ neighbors = DeepNeighbors(train, y[:120], k=15).calibrate(held_out, y[120:160])
 print(neighbors.credibility(new, model(x[160:]).argmax(-1)))            # near 0: an outlier""",
         wrong=(
             (lambda: entangled_cnn(image_size=20), "image_size"),
-            (lambda: entangled_cnn(num_classes=0), "num_classes"),
+            (lambda: entangled_cnn(num_classes=-1), "num_classes"),
             (
                 lambda: hidden_neighbor_credibility(
                     torch.rand(3, 2), torch.zeros(3).long(), torch.rand(1, 2), torch.zeros(1).long(), k=9

@@ -18,9 +18,9 @@ class EntangledCNN(nn.Module):
         side = ((image_size - 2) // 2 + 1 - 6) // 2 + 1 - 4 if image_size % 2 == 0 else 0
         if side < 1:
             raise ValueError(f"image_size is {image_size}, allowed are even sides of at least 28")
-        for name, value in {"num_classes": num_classes, "in_chans": in_chans, "width": width}.items():
-            if value < 1:
-                raise ValueError(f"{name} is {value}, allowed is {name} >= 1")
+        for name, value, least in (("num_classes", num_classes, 0), ("in_chans", in_chans, 1), ("width", width, 1)):
+            if value < least:
+                raise ValueError(f"{name} is {value}, allowed is {name} >= {least}")
         self.num_classes, self.num_features = num_classes, 2 * width * side * side
         self.default_cfg = {
             "input_size": (in_chans, image_size, image_size), "mean": (0.0,) * in_chans, "std": (1.0,) * in_chans,
@@ -30,7 +30,7 @@ class EntangledCNN(nn.Module):
         self.conv1 = nn.Sequential(nn.Conv2d(in_chans, width, 8, stride=2, padding=3), nn.ReLU())
         self.conv2 = nn.Sequential(nn.Conv2d(width, 2 * width, 6, stride=2), nn.ReLU())
         self.conv3 = nn.Sequential(nn.Conv2d(2 * width, 2 * width, 5), nn.ReLU())
-        self.classifier = nn.Linear(self.num_features, num_classes)
+        self.classifier = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(module.weight)
@@ -50,8 +50,12 @@ class EntangledCNN(nn.Module):
         return self.classifier
 
     def reset_classifier(self, num_classes: int) -> None:
+        """Puts a fresh linear layer of ``num_classes`` outputs (0: none) in the old one's place."""
+        if num_classes < 0:
+            raise ValueError(f"num_classes is {num_classes}, allowed is num_classes >= 0")
         self.num_classes = num_classes
-        self.classifier = nn.Linear(self.num_features, num_classes)
+        fresh = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+        self.classifier = fresh.to(self.conv1[0].weight)
 
     @staticmethod
     def convert_state_dict(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -69,7 +69,7 @@ def examples() -> Iterator[Example]:
             (lambda: tiny(embed="wavelet"), "embed"),
             (lambda: tiny(thresholds=(0.5,)), "thresholds"),
             (lambda: tiny()(torch.rand(1, 3, 25, 25)), "x has shape"),
-            (lambda: dvt_deit_small(num_classes=0), "num_classes"),
+            (lambda: dvt_deit_small(num_classes=-1), "num_classes"),
             (lambda: dvt_deit_small(img_size=20), "splits"),
         ),
     )

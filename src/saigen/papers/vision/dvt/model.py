@@ -314,7 +314,7 @@ class Stage(nn.Module):
         )
         self.relation_reuse_conv = RelationReuse(depth * num_heads, grid) if relation_reuse else None
         self.norm = nn.LayerNorm(embed_dim, eps=eps)
-        self.head = nn.Linear(embed_dim, num_classes)
+        self.head = nn.Linear(embed_dim, num_classes) if num_classes else nn.Identity()
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
@@ -404,8 +404,8 @@ class DynamicTransformerCascade(nn.Module):
         super().__init__()
         if embed not in ("conv", "t2t"):
             raise ValueError(f"embed is {embed!r}, allowed is 'conv' or 't2t'")
-        if num_classes < 1:
-            raise ValueError(f"num_classes is {num_classes}, allowed is num_classes >= 1")
+        if num_classes < 0:
+            raise ValueError(f"num_classes is {num_classes}, allowed is num_classes >= 0")
         if depth < 1:
             raise ValueError(f"depth is {depth}, allowed is depth >= 1")
         cuts = [Split(*split) for split in splits]
@@ -491,6 +491,10 @@ class DynamicTransformerCascade(nn.Module):
         others, and what is reused of them, go on to the next stage. ``thresholds`` default to the model's own.
         """
         self._check_images(x)
+        if not self.num_classes:
+            raise ValueError(
+                "num_classes is 0, allowed is num_classes >= 1: an exit is taken by the confidence of its head"
+            )
         thresholds = self.thresholds if thresholds is None else self.checked(thresholds)
         if thresholds is None:
             raise ValueError(
@@ -533,7 +537,7 @@ class DynamicTransformerCascade(nn.Module):
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"] | tuple[Float[Tensor, "b k"], ...]:
         if self.training:
             return self.forward_exits(x)
-        if self.thresholds is not None:
+        if self.thresholds is not None and self.num_classes:
             return self.predict(x)[0]
         return self.forward_head(self.forward_features(x))
 
@@ -541,12 +545,12 @@ class DynamicTransformerCascade(nn.Module):
         return self.stages[-1].head
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Puts fresh heads of ``num_classes`` outputs in the place of all exits'."""
-        if num_classes < 1:
-            raise ValueError(f"num_classes is {num_classes}, allowed is num_classes >= 1")
+        """Puts fresh heads of ``num_classes`` outputs in the place of all exits'; with 0 there are no heads and no exits."""
+        if num_classes < 0:
+            raise ValueError(f"num_classes is {num_classes}, allowed is num_classes >= 0")
         self.num_classes = num_classes
         for stage in self.stages:
-            stage.head = fresh_head(stage.norm, num_classes)
+            stage.head = fresh_head(stage.norm, num_classes) if num_classes else nn.Identity()
 
     @staticmethod
     def convert_state_dict(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -558,6 +562,8 @@ def _keep_new_heads(model: DynamicTransformerCascade, state: dict[str, Tensor], 
     """The heads of a checkpoint with another number of classes are left new, of all exits alike."""
     for name in STAGE_NAMES[: len(model.stages)]:
         own, key = getattr(model, name).head, f"{prefix}{name}.head"
+        if not model.num_classes:
+            continue
         weight, bias = state.get(f"{key}.weight"), state.get(f"{key}.bias")
         if weight is None or bias is None or weight.shape[1:] != own.weight.shape[1:]:
             continue

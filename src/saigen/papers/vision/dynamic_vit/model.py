@@ -250,7 +250,7 @@ class DynamicViT(nn.Module):
 
     def forward_head(self, x: Float[Tensor, "b k d"], pre_logits: bool = False) -> Float[Tensor, "b c"]:
         """Logits from the tokens of ``forward_features``; with ``pre_logits`` the class token instead."""
-        if pre_logits:
+        if pre_logits or not self.num_classes:
             return x[:, 0]
         logits = self.head(x[:, 0])
         return logits if self.aux_head is None else logits + 0.5 * self.aux_head(x[:, 1:]).amax(dim=1)
@@ -262,12 +262,13 @@ class DynamicViT(nn.Module):
         return self.head
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Puts a fresh head of ``num_classes`` outputs in the old one's place (of LV-ViT both heads)."""
-        if num_classes < 1:
-            raise ValueError(f"num_classes is {num_classes}, allowed is num_classes >= 1")
+        """Puts a fresh head of ``num_classes`` outputs (0: none) in the old one's place (of LV-ViT both heads)."""
+        if num_classes < 0:
+            raise ValueError(f"num_classes is {num_classes}, allowed is num_classes >= 0")
         self.num_classes = num_classes
-        self.head = fresh_head(self.norm, num_classes)
-        self.aux_head = None if self.aux_head is None else fresh_head(self.norm, num_classes)
+        self.head = fresh_head(self.norm, num_classes) if num_classes else nn.Identity()
+        if self.aux_head is not None:
+            self.aux_head = fresh_head(self.norm, num_classes) if num_classes else nn.Identity()
 
     @staticmethod
     def convert_state_dict(state: dict[str, Tensor]) -> dict[str, Tensor]:
