@@ -1,13 +1,14 @@
 """Small instances of the two stages, and the speed of the first one's mixing beside timm's and torchvision's."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from saigen.example import Benchmark, Example
+from saigen.example import Benchmark, Example, Part, Recipe
 from saigen.nn.mixing import CutMix, Mixup
 from saigen.papers.augmentation.randaugment import RandAugment
 from saigen.papers.augmentation.refined_augmentation import OnImages, RefinedAugmentation, Refinement, empirical_risks
@@ -119,6 +120,35 @@ def _refined(x: torch.Tensor, y: torch.Tensor, generator: torch.Generator) -> to
         optimizer.step()
         refinement.step()
     return weight.detach()
+
+
+def parts() -> Iterator[Part]:
+    yield Part("Mixup_then_clean", "method", _clean_finish)
+
+
+def _clean_finish(recipe: Recipe) -> Recipe:
+    augment, optimizers = RefinedAugmentation(Mixup(1.0, num_classes=len(recipe.class_counts))), []
+
+    def optimizer(model: nn.Module, rate: float) -> torch.optim.Optimizer:
+        made = recipe.optimizer(model, rate)
+        for group in made.param_groups:
+            group["steps_done"] = 0  # in the state of the optimizer, so that a resumed training knows its stage
+
+        def count(made: torch.optim.Optimizer, *_: Any) -> None:
+            for group in made.param_groups:
+                group["steps_done"] += 1
+
+        made.register_step_post_hook(count)
+        optimizers[:] = [made]
+        return made
+
+    def transform(generator: torch.Generator, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x, y = recipe.transform(generator, x, y)
+        done = optimizers[0].param_groups[0]["steps_done"] if optimizers else 0
+        # the last fifth; the learning rate is low there in any case
+        return augment.refine(done >= 0.8 * recipe.steps)(x, y, generator=generator)
+
+    return replace(recipe, optimizer=optimizer, transform=transform)
 
 
 def benchmarks() -> Iterator[Benchmark]:

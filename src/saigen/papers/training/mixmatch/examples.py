@@ -1,13 +1,15 @@
 """Small instances of MixMatch's pieces and its network, and a step's speed beside one written in plain PyTorch."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from saigen.example import Benchmark, Example
+from saigen.data.augmentation import shift_and_flip
+from saigen.example import Benchmark, Example, Part, Recipe
 from saigen.papers.training.mixmatch import (
     MixMatch,
     guess_labels,
@@ -149,3 +151,19 @@ def benchmarks() -> Iterator[Benchmark]:
     for filters, batch in ((4, 16), (16, 16)):
         name = f"MixMatch step, {filters} filters, batch of {batch}"
         yield Benchmark(name, step(True, filters, batch), step(False, filters, batch))
+
+
+def parts() -> Iterator[Part]:
+    yield Part("MixMatch", "method", _semi_supervised)
+
+
+def _semi_supervised(recipe: Recipe) -> Recipe:
+    # Where every image has a label, the images of the batch are the unlabelled ones as well, and a weight of 1 needs no ramp.
+    mixmatch = MixMatch(len(recipe.class_counts), lambda_u=1.0, rampup_steps=0)
+
+    def loss(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        generator = torch.Generator().manual_seed(int(torch.randint(2**31, ())))
+        views = [shift_and_flip(generator, images, labels, mirror=0.0)[0] for _ in range(2)]
+        return mixmatch(model, images, labels, torch.stack(views, dim=1), generator=generator).total
+
+    return replace(recipe, loss=loss)
