@@ -1,12 +1,14 @@
-"""Small instances of the room's public components."""
+"""Small instances of the room's public components, and the resizer's speed beside its layers in their usual form."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
-from saigen.example import Example, Part, Recipe
+from saigen.example import Benchmark, Example, Part, Recipe
 from saigen.papers.vision.learned_resizer import (
     LearnedResizer,
     ResizedClassifier,
@@ -89,3 +91,53 @@ def _resized(recipe: Recipe) -> Recipe:
     """Images pass through the resizer at their own size: what it learns is what to show the model."""
     resizer = LearnedResizer(recipe.side, in_chans=recipe.channels)
     return replace(recipe, model=ResizedClassifier(resizer, recipe.model))
+
+
+def benchmarks() -> Iterator[Benchmark]:
+    for train in (False, True):
+        what = "forward and backward" if train else "forward"
+        yield Benchmark(
+            name=f"resizer, 448 to 224 pixels, {what}, against the layers one by one, batch 4",
+            ours=_step(LearnedResizer, train),
+            peer=_step(_LayerByLayer, train),
+        )
+
+
+class _LayerByLayer(nn.Module):
+    """The resizer as it is usually put together in PyTorch, of modules; there is no public package to compare with."""
+
+    def __init__(self, size: int, width: int = 16) -> None:
+        super().__init__()
+        self.size = size
+        self.before = nn.Sequential(
+            nn.Conv2d(3, width, 7, padding=3), nn.LeakyReLU(0.2), nn.Conv2d(width, width, 1), nn.LeakyReLU(0.2),
+            nn.BatchNorm2d(width),
+        )  # fmt: skip
+        self.block = nn.Sequential(
+            nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.LeakyReLU(0.2),
+            nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width),
+        )  # fmt: skip
+        self.after = nn.Sequential(nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width))
+        self.last = nn.Conv2d(width, 3, 7, padding=3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        resized = F.interpolate(self.before(x), self.size, mode="bilinear", align_corners=False)
+        features = resized + self.after(resized + self.block(resized))
+        return F.interpolate(x, self.size, mode="bilinear", align_corners=False) + self.last(features)
+
+
+def _step(make: Callable[[int], nn.Module], train: bool) -> Callable[[], Callable[[], Any]]:
+    def build() -> Callable[[], Any]:
+        model, x = make(224).train(train), torch.rand(4, 3, 448, 448, generator=torch.Generator().manual_seed(0))
+
+        @torch.inference_mode()
+        def forward() -> Any:
+            return model(x)
+
+        def forward_and_backward() -> Any:
+            model.zero_grad()
+            model(x).square().mean().backward()
+
+        return forward_and_backward if train else forward
+
+    return build
