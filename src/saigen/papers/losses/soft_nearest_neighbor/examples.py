@@ -1,11 +1,12 @@
-"""Small instances of the soft nearest neighbor loss and its network."""
+"""Small instances of the soft nearest neighbor loss and its network, and its speed beside the formula written down."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import torch
 
-from saigen.example import Example, Part, Recipe
+from saigen.example import Benchmark, Example, Part, Recipe
 from saigen.papers.losses.soft_nearest_neighbor import (
     DeepNeighbors,
     EntanglementRegularizer,
@@ -145,3 +146,32 @@ def _last_hidden_layer(recipe: Recipe) -> str:
     if len(called) < 2:
         raise ValueError(f"model is a {type(recipe.model).__name__}, allowed are models with a hidden layer")
     return called[-2]
+
+
+def benchmarks() -> Iterator[Benchmark]:
+    for batch, dimensions in ((128, 64), (1024, 256)):
+        yield Benchmark(
+            name=f"loss, forward and backward, against the official formula in PyTorch, {batch} x {dimensions}",
+            ours=_step(lambda x, y: soft_nearest_neighbor_loss(x, y, 100.0, eps=1e-5), batch, dimensions),
+            peer=_step(_as_written, batch, dimensions),
+        )
+
+
+def _as_written(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Equation 1 with the official code's 1e-5, step by step; the official code is TensorFlow 1."""
+    others = 1.0 - torch.eye(len(x))
+    fits = torch.exp(-torch.cdist(x, x).square() / 100.0) * others
+    same = (y[:, None] == y[None, :]).float()
+    picked = fits / (1e-5 + fits.sum(1, keepdim=True)) * same
+    return -torch.log(1e-5 + picked.sum(1)).mean()
+
+
+def _step(
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], batch: int, dimensions: int
+) -> Callable[[], Callable[[], Any]]:
+    def build() -> Callable[[], Any]:
+        x = torch.randn(batch, dimensions, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        y = torch.arange(batch) % 10
+        return lambda: torch.autograd.grad(loss(x, y), x)
+
+    return build

@@ -95,8 +95,9 @@ def _per_sample(distance: Tensor, y: Tensor, temperature: Temperature, eps: floa
     others, same = _neighbors(y)
     logits = -distance / temperature
     if eps > 0:
-        fits = logits.exp() * others
-        picked = (fits * same).sum(-1) / (eps + fits.sum(-1))
+        # Products with masks of truth values cost a conversion each way; the labels' own is a matrix of numbers here.
+        fits = logits.exp().masked_fill(~others, 0.0)
+        picked = torch.linalg.vecdot(fits, same.to(fits.dtype)) / (eps + fits.sum(-1))
         return -(eps + picked).log(), torch.ones_like(y, dtype=torch.bool)
     counts = same.any(1)
     # Rows without a positive get some instead of none: a log of zero would leave NaN in the gradients of all.
