@@ -108,6 +108,15 @@ def test_a_tiny_run_of_the_published_code_lets_another_environment_carry_it_over
     assert evidence.carry_over(plugin, [*old, other], [now]) == []
 
 
+def test_what_was_carried_over_before_is_carried_on_by_its_latest_code(plugin):
+    first, there = complete(plugin, code="0" * 64), {"processor": "b"}
+    second = [m.model_copy(update={"code": "1" * 64, "carried_from": ("0" * 64,)}) for m in first]
+    witness = measured(plugin, 0, "tiny", environment=there, code="1" * 64)
+    now = measured(plugin, 0, "tiny", environment=there)
+    carried = evidence.carry_over(plugin, [*first, *second, witness], [now])
+    assert [m.carried_from for m in carried if m.scale == "laptop"] == [("0" * 64, "1" * 64)] * 5
+
+
 def test_witnesses_are_of_the_published_code_and_one_an_environment(plugin):
     there = {"processor": "b"}
     witness = measured(plugin, 0, "tiny", environment=there)

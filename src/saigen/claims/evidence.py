@@ -377,23 +377,18 @@ def carry_over(paper: Paper, published: Sequence[Measurement], tiny: Sequence[Me
             judged = [m for m in published if m.card == claim_digest(claim)]
             if any(m.code == code and (m.claim, m.scale) == (claim.id, scale) for m in judged):
                 continue
-            chosen = chosen_set(judged, claim, scale)
-            if not chosen:
-                continue
-            old = chosen[0].code
-            then = next(
-                (
+            # Evidence that was carried over stands there once a code: the latest that can be compared from here counts.
+            for old in reversed(dict.fromkeys(m.code for m in judged if (m.claim, m.scale) == (claim.id, scale))):
+                chosen = chosen_set([m for m in judged if m.code == old], claim, scale)
+                then = [
                     m
-                    for m in reversed(published)
-                    if m.claim == claim.id
-                    and m.scale == "tiny"
-                    and m.seed == 0
-                    and m.code == old
+                    for m in published
+                    if (m.claim, m.scale, m.seed, m.code) == (claim.id, "tiny", 0, old)
                     and m.environment == now.environment
-                ),
-                None,
-            )
-            if then is None or then.values != now.values or then.setting != now.setting:
+                ]
+                if chosen and then and then[-1].values == now.values and then[-1].setting == now.setting:
+                    break
+            else:
                 continue
             carried += [m.model_copy(update={"code": code, "carried_from": (*m.carried_from, old)}) for m in chosen]
             if not any(m.claim == claim.id and m.scale == "tiny" for m in carried):
