@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from saigen.example import Benchmark, Example
+from saigen.example import Benchmark, Example, beside_timm
 from saigen.nn.resnet import ResNet, resnet50
 from saigen.papers.representation.simsiam import (
     PredictionMLP,
@@ -179,22 +179,6 @@ def _lightly_loss(p1: Tensor, p2: Tensor, z1: Tensor, z2: Tensor) -> Callable[[]
     return lambda: (0.5 * (loss(p1, z2.detach()) + loss(p2, z1.detach()))).backward()
 
 
-def _resnets(backward: bool) -> tuple[Callable[[], Callable[[], object]], Callable[[], Callable[[], object]]]:
-    x = torch.rand(4, 3, 224, 224, generator=torch.Generator().manual_seed(0))
-
-    def timed(net: nn.Module) -> Callable[[], object]:
-        if backward:
-            return lambda: net.train()(x).square().mean().backward()
-        return torch.no_grad()(lambda: net.eval()(x))
-
-    def peer() -> Callable[[], object]:
-        import timm
-
-        return timed(timm.create_model("resnet50"))
-
-    return lambda: timed(resnet50()), peer
-
-
 def benchmarks() -> Iterator[Benchmark]:
     x = torch.randn(256, 512, generator=torch.Generator().manual_seed(0))
     outputs = [torch.randn(512, 2048, generator=torch.Generator().manual_seed(i)).requires_grad_() for i in range(4)]
@@ -208,7 +192,4 @@ def benchmarks() -> Iterator[Benchmark]:
         ours=lambda: lambda: simsiam_loss(*outputs).backward(),
         peer=lambda: _lightly_loss(*outputs),
     )
-    for backward in (False, True):
-        ours, peer = _resnets(backward)
-        what = "forward + backward" if backward else "forward"
-        yield Benchmark(name=f"resnet50 against timm, {what}, batch 4", ours=ours, peer=peer)
+    yield from beside_timm("resnet50 against timm,", resnet50, "resnet50", forward=4)

@@ -1,11 +1,12 @@
 """Small instances of DVT's public components, and its finest transformer side by side with timm's DeiT-S."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from saigen.example import Benchmark, Example, Part
+from saigen.example import Benchmark, Example, Part, step_of
 from saigen.papers.vision.dvt.model import (
     T2T_SPLITS,
     DynamicTransformerCascade,
@@ -173,34 +174,34 @@ class _LastExit(DynamicTransformerCascade):
         return logits if isinstance(logits, Tensor) else logits[-1]
 
 
+class _Stage(nn.Module):
+    """The finest transformer alone, from images to logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stage = dvt_deit_small(feature_reuse=False, relation_reuse=False).normal_token
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.stage(x).logits
+
+
 def benchmarks() -> Iterator[Benchmark]:
-    def pair(name: str, backward: bool, batch: int = 8) -> Benchmark:
-        def timed(model: nn.Module, logits: Callable[[object], Tensor]) -> Callable[[], object]:
-            images = torch.rand(batch, 3, 224, 224, generator=torch.Generator().manual_seed(0))
-            model.train(backward)
+    images = torch.rand(8, 3, 224, 224, generator=torch.Generator().manual_seed(0))
 
-            def forward() -> object:
-                with torch.inference_mode():
-                    return logits(model(images))
-
-            def forward_backward() -> None:
-                model.zero_grad(set_to_none=True)
-                logits(model(images)).sum().backward()
-
-            return forward_backward if backward else forward
-
-        def ours() -> Callable[[], object]:
+    def timed(build: Callable[[], nn.Module], train: bool) -> Callable[[], Any]:
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            cascade = dvt_deit_small(feature_reuse=False, relation_reuse=False)
-            return timed(cascade.normal_token, lambda output: output.logits)
+            return step_of(build(), images, train=train)
 
-        def peer() -> Callable[[], object]:
-            import timm
+    def peer() -> nn.Module:
+        import timm
 
-            torch.manual_seed(0)
-            return timed(timm.create_model("deit_small_patch16_224"), lambda output: output)
+        return timm.create_model("deit_small_patch16_224")
 
-        return Benchmark(name=name, ours=ours, peer=peer)
-
-    yield pair("a stage without reuse (DeiT-S), forward, batch 8", backward=False)
-    yield pair("a stage without reuse (DeiT-S), forward and backward, batch 8", backward=True)
+    for train in (False, True):
+        what = "forward and backward" if train else "forward"
+        yield Benchmark(
+            name=f"a stage without reuse (DeiT-S), {what}, batch 8",
+            ours=lambda train=train: timed(_Stage, train),
+            peer=lambda train=train: timed(peer, train),
+        )

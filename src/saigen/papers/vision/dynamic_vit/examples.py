@@ -1,11 +1,12 @@
 """Small instances of DynamicViT's public components, and its backbone side by side with timm's."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from saigen.example import Benchmark, Example, Part
+from saigen.example import Benchmark, Example, Part, beside_timm, step_of
 from saigen.nn.vision_transformer import VisionTransformer
 from saigen.papers.vision.dynamic_vit.model import (
     DynamicViT,
@@ -132,43 +133,24 @@ class _Logits(DynamicViT):
 
 
 def benchmarks() -> Iterator[Benchmark]:
-    def pair(name: str, ours: Callable, timm_name: str, backward: bool, batch: int = 8) -> Benchmark:
-        def timed(model: nn.Module) -> Callable[[], object]:
-            images = torch.rand(batch, 3, 224, 224, generator=torch.Generator().manual_seed(0))
-            if not backward:
-                model.eval()
-
-                def forward() -> object:
-                    with torch.inference_mode():
-                        return model(images)
-
-                return forward
-            model.train()
-
-            def forward_backward() -> None:
-                model.zero_grad(set_to_none=True)
-                model(images).sum().backward()
-
-            return forward_backward
-
-        def make_peer() -> Callable[[], object]:
-            import timm
-
-            torch.manual_seed(0)
-            return timed(timm.create_model(timm_name))
-
-        def make_ours() -> Callable[[], object]:
-            torch.manual_seed(0)
-            return timed(ours())
-
-        return Benchmark(name=name, ours=make_ours, peer=make_peer)
-
     def dense() -> VisionTransformer:
         return VisionTransformer(embed_dim=384, num_heads=6)
 
-    deit = "deit_small_patch16_224"
-    yield pair("DeiT-S, dense, forward, batch 8", dense, deit, backward=False)
-    yield pair("DeiT-S, dense, forward and backward, batch 8", dense, deit, backward=True)
-    yield pair(
-        "DynamicViT-DeiT-S/0.7 against dense DeiT-S, forward, batch 8", dynamic_vit_deit_small, deit, backward=False
+    yield from beside_timm("DeiT-S, dense,", dense, "deit_small_patch16_224", training=8)
+    images = torch.rand(8, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+
+    def seeded(build: Callable[[], nn.Module]) -> Callable[[], Any]:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return step_of(build(), images, train=False)
+
+    def peer() -> nn.Module:
+        import timm
+
+        return timm.create_model("deit_small_patch16_224")
+
+    yield Benchmark(
+        name="DynamicViT-DeiT-S/0.7 against dense DeiT-S, forward, batch 8",
+        ours=lambda: seeded(dynamic_vit_deit_small),
+        peer=lambda: seeded(peer),
     )

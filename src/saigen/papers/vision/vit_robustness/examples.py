@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from saigen.example import Benchmark, Example
+from saigen.example import Benchmark, Example, beside_timm
 from saigen.nn.vision_transformer import VisionTransformer
 from saigen.papers.vision.vit_robustness import (
     CORRUPTIONS,
@@ -227,23 +227,5 @@ def examples() -> Iterator[Example]:
     )
 
 
-def _bit(backward: bool, peer: bool) -> Callable[[], object]:
-    net = resnetv2_50x1_bit().train(backward)
-    if peer:
-        import timm
-
-        theirs = timm.create_model("resnetv2_50x1_bit").train(backward)
-        theirs.load_state_dict(net.state_dict())
-        net = theirs
-    x = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
-    return (lambda: net(x).sum().backward()) if backward else torch.no_grad()(lambda: net(x))
-
-
 def benchmarks() -> Iterator[Benchmark]:
-    for backward in (False, True):
-        what = "forward + backward" if backward else "forward"
-        yield Benchmark(
-            name=f"resnetv2_50x1_bit {what}, batch 2",
-            ours=lambda backward=backward: _bit(backward, False),
-            peer=lambda backward=backward: _bit(backward, True),
-        )
+    yield from beside_timm("resnetv2_50x1_bit", resnetv2_50x1_bit, "resnetv2_50x1_bit", forward=2, training=2)
