@@ -1,6 +1,7 @@
 """Faster AutoAugment: operations and their gradients, policies relaxed and sampled, the file, the search."""
 
 import copy
+import itertools
 import json
 import math
 from pathlib import Path
@@ -17,6 +18,7 @@ from saigen.papers.augmentation.faster_autoaugment import (
     PolicyCritic,
     PolicySearch,
     apply_operation,
+    claims,
     gradient_penalty,
     load_official,
     policy_operations,
@@ -25,6 +27,7 @@ from saigen.papers.augmentation.faster_autoaugment import (
 )
 from saigen.papers.augmentation.faster_autoaugment.operations import OPERATIONS, warp
 from saigen.papers.augmentation.faster_autoaugment.transform import RelaxedDraw
+from saigen.trial import Trial
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "faster_autoaugment" / "official.npz"
 REPOSITORY = {
@@ -528,3 +531,46 @@ def test_a_policy_of_other_operations_refuses_the_official_state(golden):
     grey = tuple(name for name in policy_operations("official") if name != "Equalize")
     with pytest.raises(ValueError, match="which a policy of"):
         DifferentiablePolicy(grey, num_sub_policies=3).convert_state_dict(state)
+
+
+# The experiments
+
+
+def test_expected_best_equals_all_choices():
+    judged, tested = [0.5, 0.9, 0.7, 0.7, 0.1], [0.6, 0.8, 0.9, 0.5, 0.2]
+    found = claims.expected_best(judged, tested)
+    for k in range(1, 6):
+        values = []
+        for chosen in itertools.combinations(range(5), k):
+            top = max(judged[i] for i in chosen)
+            # Equals share: which of 2 and 3 comes first is a toss-up in every choice that holds them.
+            best = [i for i in range(5) if judged[i] == top] if top == 0.7 else [judged.index(top)]
+            values.append(sum(tested[i] for i in best) / len(best))
+        assert found[k - 1] == pytest.approx(sum(values) / len(values))
+    assert found[0] == pytest.approx(sum(tested) / 5) and found[-1] == 0.8
+
+
+def test_policies_needed():
+    best = [0.5, 0.6, 0.6, 0.9]
+    assert claims.policies_needed(best, 0.3) == 1 and claims.policies_needed(best, 0.55) == pytest.approx(1.5)
+    assert claims.policies_needed(best, 0.6) == pytest.approx(2) and claims.policies_needed(best, 0.95) == 4
+
+
+def test_the_angle_of_a_known_policy():
+    entry = {"operation": "Rotate", "magnitude": 0.5, "probability": 0.64}
+    policy = AugmentationPolicy.from_dict({"sub_policies": [[[entry], [entry | {"probability": 0.36}]]]})
+    assert claims._degrees(policy) == pytest.approx(15)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        many = DifferentiablePolicy(policy_operations("paper")[:14] + ("Cutout",), num_sub_policies=4000).freeze()
+    # The card's nothing: 17.32 less what a policy turns that has not been searched.
+    assert 30 / math.sqrt(3) - claims._degrees(many) == pytest.approx(12.85, abs=0.15)
+
+
+def test_gap_and_paper_settings():
+    trial = Trial(1000, "tiny")
+    gap, one = claims._gap(trial), claims._one_set(trial)
+    assert len(gap.target[0]) == 40 and gap.trunk()[1] == 64 and "Color" not in gap.operations
+    assert torch.equal(one.source[0], one.target[0]) and torch.equal(one.everything[0], one.source[0])
+    assert torch.equal(gap.source[0], claims._task(trial).source[0])
+    assert not torch.equal(gap.target[0], claims._task(trial).target[0])
