@@ -509,6 +509,11 @@ def test_wrong_arguments():
             "add up to 1",
         ),
         (lambda: AugmentationPolicy.from_dict({"sub_policies": [[[{"operation": "Invert"}]], []]}), "stages"),
+        (lambda: AugmentationPolicy.from_dict({"sub_policies": [[[{"name": "Invert"}]]]}), "the keys name"),
+        (
+            lambda: AugmentationPolicy.from_dict({"sub_policies": [[[{"operation": "Invert", "probabilty": 1}]]]}),
+            "probabilty",
+        ),
         (lambda: policy.freeze().mean_argument("Invert"), "Invert"),
         (lambda: load_official({"state": 1}), "policy"),
         (lambda: policy.convert_state_dict({"sub_policies.0.stages.0._weights": torch.zeros(3)}), "lacks"),
@@ -524,6 +529,13 @@ def test_wrong_arguments():
     for call, text in cases:
         with pytest.raises(ValueError, match=text):
             call()
+
+
+@pytest.mark.parametrize("x", [torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.rand(3, 4, 4)])
+def test_images_of_another_type_or_shape_are_refused(x):
+    # The check itself: under the tests' run-time type checks no such image comes as far.
+    with pytest.raises(ValueError, match="images are torch"):
+        transform._check_images(x)
 
 
 def test_a_policy_of_other_operations_refuses_the_official_state(golden):

@@ -54,7 +54,7 @@ print(search.passes, policy.freeze().operation_shares())""",
     yield Example(
         name="augmentation_policy",
         kind="transform",
-        make=lambda: _frozen(2),
+        make=_frozen,
         inputs=_images,
         code="""import tempfile
 import torch
@@ -108,10 +108,8 @@ print(losses)""",
     )
 
 
-def _frozen(count: int, ops: tuple[str, ...] = _FEW, stages: int = 2) -> AugmentationPolicy:
-    generator = torch.Generator().manual_seed(0)
-    policy = DifferentiablePolicy(ops, num_sub_policies=count, num_stages=stages, generator=generator)
-    return policy.freeze()
+def _frozen() -> AugmentationPolicy:
+    return DifferentiablePolicy(_FEW, num_sub_policies=2, generator=torch.Generator().manual_seed(0)).freeze()
 
 
 def _searched(x: torch.Tensor, y: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -181,9 +179,11 @@ def benchmarks() -> Iterator[Benchmark]:
 
         return build
 
-    def policy(n: int, side: int) -> Callable[[], Any]:
-        images, found = batch(n, side), _frozen(25, policy_operations("paper"))
-        return lambda: found(images)
+    def policy(n: int, side: int, chunks: int) -> Callable[[], Any]:
+        generator = torch.Generator().manual_seed(0)
+        found = DifferentiablePolicy(policy_operations("paper"), num_sub_policies=25, generator=generator)
+        images, frozen = batch(n, side), found.freeze(num_chunks=chunks)
+        return lambda: frozen(images)
 
     def auto_augment(n: int, side: int) -> Callable[[], Any]:
         from kornia.augmentation.auto import AutoAugment
@@ -195,7 +195,7 @@ def benchmarks() -> Iterator[Benchmark]:
         yield Benchmark(f"{name}, 128 images of 32 pixels", ours(name, 128, 32), kornia(name, 128, 32))
     for n, side in ((128, 32), (16, 224)):
         yield Benchmark(
-            f"a policy of 25 sub-policies, {n} images of {side} pixels (the peer draws once a batch)",
-            lambda n=n, side=side: policy(n, side),
+            f"a policy of 25 sub-policies, {n} images of {side} pixels, drawn once a batch",
+            lambda n=n, side=side: policy(n, side, chunks=1),
             lambda n=n, side=side: auto_augment(n, side),
         )

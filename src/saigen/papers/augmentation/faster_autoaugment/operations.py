@@ -66,7 +66,7 @@ def straight_through(forward: Float[Tensor, "*a"], backward: Float[Tensor, "*b"]
     >>> out.tolist(), mu.grad.item()
     ([0.25, 0.5], 2.0)
     """
-    return forward + (backward - backward.detach())
+    return forward + (backward - backward.detach()) if backward.requires_grad else forward
 
 
 def apply_operation(

@@ -107,6 +107,7 @@ class DifferentiablePolicy(nn.Module):
         self, x: Float[Tensor, "b c h w"], *, generator: torch.Generator | None = None
     ) -> Float[Tensor, "b c h w"]:
         """The relaxed augmentation; ``generator`` is on the CPU."""
+        _check_images(x)
         if not self.training or len(x) == 0:
             return x
         return self.apply_draw(x, self.draw(len(x), generator), generator)
@@ -271,6 +272,7 @@ class AugmentationPolicy(nn.Module):
         self, x: Float[Tensor, "b c h w"], *, generator: torch.Generator | None = None
     ) -> Float[Tensor, "b c h w"]:
         """Augments each image; ``generator`` is on the CPU."""
+        _check_images(x)
         if not self.training or len(x) == 0:
             return x
         return self.apply_draw(x, self.draw(len(x), generator), generator)
@@ -368,6 +370,12 @@ class AugmentationPolicy(nn.Module):
             raise ValueError(
                 "the sub-policies have different or no stages, allowed are equally many of them, none empty"
             )
+        for entry in (entry for stage in stages for entry in stage):
+            unknown = set(entry) - {"operation", "choice", "probability", "magnitude"}
+            if unknown or "operation" not in entry:
+                raise ValueError(
+                    f"an operation has the keys {', '.join(entry)}, allowed are operation, and choice, probability, magnitude"
+                )
         names = policy_operations(
             data.get("operations") or tuple(dict.fromkeys(e["operation"] for s in stages for e in s))
         )
@@ -404,6 +412,13 @@ class AugmentationPolicy(nn.Module):
 
 def _argument(name: str, magnitude: Tensor, sign: Tensor) -> Tensor:
     return magnitude * (sign * OPERATIONS[name].scale if OPERATIONS[name].signed else OPERATIONS[name].scale)
+
+
+def _check_images(x: Tensor) -> None:
+    if x.ndim != 4 or not x.is_floating_point():
+        raise ValueError(
+            f"images are {x.dtype} of shape {tuple(x.shape)}, allowed are floats in [0, 1] of shape (b, c, h, w)"
+        )
 
 
 def _starts(batch: int, chunks: int) -> Tensor:
