@@ -26,7 +26,7 @@ from saigen.papers.augmentation.faster_autoaugment import (
     straight_through,
 )
 from saigen.papers.augmentation.faster_autoaugment.operations import OPERATIONS, warp
-from saigen.papers.augmentation.faster_autoaugment.transform import RelaxedDraw
+from saigen.papers.augmentation.faster_autoaugment.transform import RelaxedDraw, _check_images
 from saigen.trial import Trial
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "faster_autoaugment" / "official.npz"
@@ -535,7 +535,7 @@ def test_wrong_arguments():
 def test_images_of_another_type_or_shape_are_refused(x):
     # The check itself: under the tests' run-time type checks no such image comes as far.
     with pytest.raises(ValueError, match="images are torch"):
-        transform._check_images(x)
+        _check_images(x)
 
 
 def test_a_policy_of_other_operations_refuses_the_official_state(golden):
