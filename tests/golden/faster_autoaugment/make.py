@@ -6,6 +6,7 @@ replaced by noise and signs that are written to the file, so that the same can b
 which only run its loops, are stood in for by empty modules.
 """
 
+import math
 import random
 import sys
 import types
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-L, K, BATCH, SIDE, CHUNKS = 3, 2, 4, 8, 2
+L, K, BATCH, SIDE, CHUNKS = 2, 2, 2, 6, 2
 NAMES = (
     "shear_x", "shear_y", "translate_x", "translate_y", "rotate", "hflip", "invert", "solarize", "posterize", "contrast",
     "saturate", "brightness", "sharpness", "auto_contrast", "equalize",
@@ -29,7 +30,7 @@ def trunk() -> nn.Module:
     net.add_module("conv", nn.Conv2d(3, 4, 3, stride=2, padding=1))
     net.add_module("act", nn.Softplus())
     net.add_module("flat", nn.Flatten())
-    net.add_module("fc", nn.Linear(64, 5))
+    net.add_module("fc", nn.Linear(36, 5))
     return net
 
 
@@ -56,7 +57,7 @@ class Chance:
 
     def __init__(self, generator: torch.Generator, operations: list[nn.Module]) -> None:
         n = len(operations)
-        self.sub_policies = torch.randint(L, (CHUNKS,), generator=generator)
+        self.sub_policies = torch.arange(CHUNKS).flip(0) % L
         self.noise = torch.randn(K, BATCH, n, generator=generator)
         self.signs = 2.0 * torch.randint(2, (K, BATCH, n), generator=generator) - 1
         self.signed = [op.flip_magnitude for op in operations]
@@ -114,19 +115,23 @@ def main(path: Path) -> None:
     # Operations: values, and gradients of the sum of squares, on levels and on what lies between them.
     levels = torch.randint(0, 256, (BATCH, 3, SIDE, SIDE), generator=generator) / 255
     between = 0.1 + 0.7 * torch.rand(BATCH, 3, SIDE, SIDE, generator=generator)
-    magnitude = torch.tensor([0.15, 0.4, 0.65, 0.9])
+    magnitude = torch.tensor([0.15, 0.65])
     answers |= {"levels": levels, "between": between, "magnitude": magnitude}
     for kind, images in (("levels", levels), ("between", between)):
         for name in NAMES:
             x, mu = images.clone().requires_grad_(), magnitude.clone().requires_grad_()
-            sign = 1.0 if name in ("solarize", "posterize") else torch.tensor([1.0, -1.0, 1.0, -1.0])
+            sign = 1.0 if name in ("solarize", "posterize") else torch.tensor([1.0, -1.0])
             sized = name not in ("hflip", "invert", "auto_contrast", "equalize")
             out = getattr(functional, name)(x, mu * sign * SCALES.get(name, 1.0) if sized else None)
             gradients = torch.autograd.grad(out.square().sum(), (x, mu), allow_unused=True)
             answers[f"{kind}/{name}"] = out.detach()
             for what, gradient in zip(("x", "mu"), gradients, strict=True):
-                if gradient is not None:
+                if gradient is not None and (what, kind) != ("x", "levels"):
                     answers[f"{kind}/{name}/{what}"] = gradient
+
+    # Large enough for Equalize to spread anything.
+    answers["large"] = (torch.randint(0, 200, (1, 1, 24, 24), generator=generator) / 255).square()
+    answers["large/equalize"] = functional.equalize(answers["large"])
 
     # A policy's pass with gradients, and the state dict.
     torch.manual_seed(1)
@@ -179,7 +184,27 @@ def main(path: Path) -> None:
     answers["losses"] = torch.stack([loss.detach() for loss in losses])
     answers |= {f"critic_after/{key}": value for key, value in critic.state_dict().items()}
     answers |= {f"policy_after/{key}": value for key, value in policy.state_dict().items()}
-    np.savez_compressed(Path(__file__).with_name("official.npz"), **{k: v.detach().numpy() for k, v in answers.items()})
+    np.savez_compressed(Path(__file__).with_name("official.npz"), **packed(answers))
+
+
+def packed(answers: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    """All floats as one vector, and what stands where as lines of text: a thousand small arrays take far more room."""
+    lines = [f"{key} {' '.join(map(str, value.shape))}" for key, value in answers.items()]
+    values = np.concatenate([value.detach().float().numpy().ravel() for value in answers.values()])
+    return {"values": values, "lines": np.array("\n".join(lines))}
+
+
+def unpacked(file: Path) -> dict[str, torch.Tensor]:
+    """What was packed, as tensors of floats."""
+    with np.load(file) as found:
+        values, lines = torch.from_numpy(found["values"]), str(found["lines"]).split("\n")
+    answers, start = {}, 0
+    for line in lines:
+        key, *shape = line.split()
+        size = math.prod(map(int, shape))
+        answers[key] = values[start : start + size].view(*map(int, shape))
+        start += size
+    return answers
 
 
 def _with_share(function, share):

