@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from saigen.nn.image_range import check_unit_range
 from saigen.papers.augmentation.faster_autoaugment.operations import (
     ARITHMETICS,
     OPERATION_SETS,
@@ -419,6 +420,7 @@ def _check_images(x: Tensor) -> None:
         raise ValueError(
             f"images are {x.dtype} of shape {tuple(x.shape)}, allowed are floats in [0, 1] of shape (b, c, h, w)"
         )
+    check_unit_range(x)
 
 
 def _starts(batch: int, chunks: int) -> Tensor:
