@@ -1,5 +1,6 @@
 """NPT: the authors' outputs, loss and optimizer; who sees whom; what is masked; and that no label leaks."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from saigen.papers.tabular.npt import (
     NPTRegressor,
     SelfAttentionBlock,
     TableEncoder,
+    claims,
     cosine_tradeoff,
     flat_then_cosine,
     known_entries,
@@ -25,6 +27,7 @@ from saigen.papers.tabular.npt import (
     stratified_batches,
 )
 from saigen.papers.tabular.npt.estimator import TRAIN, VALIDATION
+from saigen.trial import Trial
 from tests.golden.npt.make import CASES, masked, table, wave
 
 GOLDEN = np.load(Path(__file__).resolve().parents[2] / "golden" / "npt" / "official.npz")
@@ -385,3 +388,38 @@ def test_wrong_calls():
     fitted = NPTClassifier(**SMALL, transductive=True).fit(*load_iris(return_X_y=True))
     with pytest.raises(ValueError, match="transductive"):
         row_corruption_test(fitted, *load_iris(return_X_y=True))
+
+
+# The claims -------------------------------------------------------------------------------------------------------
+
+
+def test_the_users_tables(tmp_path, monkeypatch):
+    small = replace(
+        claims.SIZES["real"], rows=60, steps=3, embedding_dim=4, depth=2, heads=2, batch_size=32, budget=1, iterations=5,
+        libraries=("scikit-learn",), rates=(1e-3, 1e-2),
+    )  # fmt: skip
+    monkeypatch.setitem(claims.SIZES, "real", small)
+    rng = np.random.default_rng(0)
+    rows = [f"{rng.choice(['a', 'b', '?'])},{rng.normal():.3f},{rng.choice(['yes', 'no'])}" for _ in range(80)]
+    (tmp_path / "first.csv").write_text("colour,size,label\n" + "\n".join(rows))
+    (tmp_path / "second.csv").write_text("a,b\n" + "\n".join(f"{v:.3f},{2 * v:.3f}" for v in rng.normal(size=90)))
+    trial = Trial(1000, "real", data_path=tmp_path)
+    values = claims.on_par_with_boosting(trial)
+    assert set(trial.used_data) == {"first", "second"} and np.isfinite(list(values.values())).all()
+    assert {"accuracy_npt_first", "explained_trees_scikit_learn_second"} <= values.keys()
+    assert np.isfinite(claims.other_rows_matter(trial)["loss_rise"])
+    with pytest.raises(ValueError, match="--data"):
+        claims.on_par_with_boosting(Trial(1000, "real"))
+
+
+def test_the_look_up_can_only_be_solved_by_looking():
+    x, y = claims._look_up(claims.SIZES["laptop"], generator(), torch.device("cpu"))
+
+    def looks(columns):
+        n = columns[0].shape[1] // 2
+        return [torch.cat([column[:, :n, :1], column[:, :n, :1]], 1) for column in columns]
+
+    assert torch.equal(claims._copies(looks, x, y), y)
+    hidden = []
+    claims._copies(lambda columns: hidden.append(columns) or looks(columns), x, y)
+    assert (hidden[0][-1][:, y.shape[1] :, 0] == 0).all() and (hidden[0][-1][:, y.shape[1] :, 1] == 1).all()

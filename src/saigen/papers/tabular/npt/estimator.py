@@ -218,7 +218,8 @@ class _NPT(BaseEstimator):
         factor, modes_ = flat_then_cosine(self.flat), torch.from_numpy(modes)
         known, seed = known_entries(columns), int(rng.integers(2**31))
         self.loss_curve_, self.validation_loss_, best = [], np.inf, None
-        with torch.random.fork_rng(devices=[]):  # dropout draws from the global generator
+        on_gpu = torch.device(self.device).type == "cuda"
+        with torch.random.fork_rng(devices=[self.device] if on_gpu else []):  # dropout draws from the global generator
             torch.manual_seed(seed)
             for step in range(self.steps):
                 for group in optimizer.param_groups:
@@ -327,7 +328,7 @@ class NPTClassifier(ClassifierMixin, _NPT):
 
     >>> from sklearn.datasets import load_iris
     >>> X, y = load_iris(return_X_y=True)
-    >>> model = NPTClassifier(embedding_dim=8, depth=2, heads=2, steps=100, random_state=0).fit(X[::2], y[::2])
+    >>> model = NPTClassifier(embedding_dim=8, depth=2, heads=2, steps=150, learning_rate=1e-2, random_state=0).fit(X[::2], y[::2])
     >>> model.score(X[1::2], y[1::2]) > 0.9
     True
     """

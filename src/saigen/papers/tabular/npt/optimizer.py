@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from saigen.nn.foreach import batches
 from saigen.nn.lookahead import Lookahead
 
 
@@ -56,24 +57,28 @@ class Lamb(Optimizer):
             for p in params:
                 if not self.state[p]:
                     self.state[p] = {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
-            grads, (b1, b2) = [p.grad for p in params], group["betas"]
-            m, v = ([self.state[p][name] for p in params] for name in ("exp_avg", "exp_avg_sq"))
-            torch._foreach_lerp_(m, grads, 1 - b1)
-            torch._foreach_mul_(v, b2)
-            torch._foreach_addcmul_(v, grads, grads, 1 - b2)
-            u = torch._foreach_sqrt(v)
-            torch._foreach_add_(u, group["eps"])
-            u = torch._foreach_div(m, u)
-            if group["weight_decay"]:
-                torch._foreach_add_(u, params, alpha=group["weight_decay"])
-            # No .item(): the ratios stay where the weights are.
-            ratios = [
-                torch.where((w > 0) & (length > 0), w.clamp(max=group["clamp"]) / length, torch.ones_like(w))
-                for w, length in zip(torch._foreach_norm(params), torch._foreach_norm(u), strict=True)
-            ]
-            torch._foreach_mul_(u, ratios)
-            torch._foreach_add_(params, u, alpha=-group["lr"])
+            for part in batches(params):
+                self._step(part, group)
         return loss
+
+    def _step(self, params: list[nn.Parameter], group: dict[str, Any]) -> None:
+        grads, (b1, b2) = [p.grad for p in params], group["betas"]
+        m, v = ([self.state[p][name] for p in params] for name in ("exp_avg", "exp_avg_sq"))
+        torch._foreach_lerp_(m, grads, 1 - b1)
+        torch._foreach_mul_(v, b2)
+        torch._foreach_addcmul_(v, grads, grads, 1 - b2)
+        u = torch._foreach_sqrt(v)
+        torch._foreach_add_(u, group["eps"])
+        u = torch._foreach_div(m, u)
+        if group["weight_decay"]:
+            torch._foreach_add_(u, params, alpha=group["weight_decay"])
+        # No .item(): the ratios stay where the weights are.
+        ratios = [
+            torch.where((w > 0) & (length > 0), w.clamp(max=group["clamp"]) / length, torch.ones_like(w))
+            for w, length in zip(torch._foreach_norm(params), torch._foreach_norm(u), strict=True)
+        ]
+        torch._foreach_mul_(u, ratios)
+        torch._foreach_add_(params, u, alpha=-group["lr"])
 
 
 def flat_then_cosine(flat: float = 0.7) -> Callable[[int, int], float]:

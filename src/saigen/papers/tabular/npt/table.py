@@ -116,6 +116,10 @@ def mask_entries(
                 drawn = torch.randint(column.shape[1] - 1, (n,), generator=generator, **of)
                 value = F.one_hot(drawn, column.shape[1]).to(column.dtype)
             else:
+                if column.shape[1] != 2:
+                    raise ValueError(
+                        f"column {j} is {column.shape[1]} wide and not in categorical, allowed is 2 for a number"
+                    )
                 noise = torch.randn(n, generator=generator, dtype=column.dtype, **of)
                 value = torch.stack([noise, torch.zeros_like(noise)], dim=1)
             out = torch.where(random[:, j, None], value, out)
