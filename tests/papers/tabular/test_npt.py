@@ -407,7 +407,7 @@ def test_the_users_tables(tmp_path, monkeypatch):
     values = claims.on_par_with_boosting(trial)
     assert set(trial.used_data) == {"first", "second"} and np.isfinite(list(values.values())).all()
     assert {"accuracy_npt_first", "explained_trees_scikit_learn_second"} <= values.keys()
-    assert np.isfinite(claims.other_rows_matter(trial)["loss_rise"])
+    assert np.isfinite(claims.other_rows_matter(trial)["explained_lost"])
     with pytest.raises(ValueError, match="--data"):
         claims.on_par_with_boosting(Trial(1000, "real"))
 
