@@ -73,12 +73,10 @@ class Lamb(Optimizer):
         if group["weight_decay"]:
             torch._foreach_add_(u, params, alpha=group["weight_decay"])
         # No .item(): the ratios stay where the weights are.
-        ratios = [
-            torch.where((w > 0) & (length > 0), w.clamp(max=group["clamp"]) / length, torch.ones_like(w))
-            for w, length in zip(torch._foreach_norm(params), torch._foreach_norm(u), strict=True)
-        ]
-        torch._foreach_mul_(u, ratios)
-        torch._foreach_add_(params, u, alpha=-group["lr"])
+        w, length = torch.stack(torch._foreach_norm(params)), torch.stack(torch._foreach_norm(u))
+        ratios = torch.where((w > 0) & (length > 0), w.clamp(max=group["clamp"]) / length, torch.ones_like(w))
+        for p, direction, ratio in zip(params, u, ratios.unbind(), strict=True):
+            p.addcmul_(direction, ratio, value=-group["lr"])
 
 
 def flat_then_cosine(flat: float = 0.7) -> Callable[[int, int], float]:
