@@ -401,6 +401,7 @@ def test_the_users_tables(tmp_path, monkeypatch):
     monkeypatch.setitem(claims.SIZES, "real", small)
     rng = np.random.default_rng(0)
     rows = [f"{rng.choice(['a', 'b', '?'])},{rng.normal():.3f},{rng.choice(['yes', 'no'])}" for _ in range(80)]
+    rows[3] = "a,0.1,perhaps"  # one row of a class is left out
     (tmp_path / "first.csv").write_text("colour,size,label\n" + "\n".join(rows))
     (tmp_path / "second.csv").write_text("a,b\n" + "\n".join(f"{v:.3f},{2 * v:.3f}" for v in rng.normal(size=90)))
     trial = Trial(1000, "real", data_path=tmp_path)

@@ -73,6 +73,8 @@ SIZES = {
 FEATURES = 4
 TEST_SHARE = 0.3
 VALIDATION = 0.2
+RARE = 20
+"""Rows that a class of the user's tables needs at least; others are left out."""
 LEAST_EXPLAINED = -1.0
 """A model that is certain and wrong can lose any number of nats; one such row is not to outweigh all tables."""
 
@@ -207,7 +209,18 @@ def _tables(trial: Trial, names: tuple[str, ...]) -> Iterator[Table]:
         raise ValueError(f"scale {trial.scale!r} needs tables of yours: give --data PATH")
     for table in read_tables(trial.data_path):
         trial.used(table.name, table.fingerprint)
-        yield table
+        yield _without_rare_classes(table)
+
+
+def _without_rare_classes(table: Table) -> Table:
+    """A class of a handful of rows cannot be in every part, and a model that has not met it cannot be judged on it."""
+    if table.classes is None:
+        return table
+    kept = np.flatnonzero(np.bincount(table.y, minlength=len(table.classes)) >= RARE)
+    if len(kept) < 2:
+        raise ValueError(f"{table.name} has {len(kept)} classes of {RARE} rows or more, needed are two")
+    table = table.take(np.flatnonzero(np.isin(table.y, kept)))
+    return replace(table, y=np.searchsorted(kept, table.y), classes=tuple(table.classes[k] for k in kept))
 
 
 def _split(trial: Trial, table: Table, size: Size) -> tuple[Table, Table]:
