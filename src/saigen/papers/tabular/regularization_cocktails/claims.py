@@ -28,6 +28,8 @@ EMBEDDED = ("breast_cancer", "wine", "digits")
 LEAST_OF_A_CLASS = 5
 """Rows a class must have to be in all three parts; rows of rarer ones are left out."""
 
+DIVERGED = -1.0
+"""What is noted for a validation score of networks that gave no probabilities."""
 MOST_TREES, PATIENCE = 200, 25
 """Rounds of boosting at most, and without gain on the validation rows until it stops."""
 
@@ -133,7 +135,7 @@ def trees_beat_networks(trial: Trial) -> dict[str, float]:
 def _cocktail(trial: Trial, parts: Parts, values: dict[str, float]) -> None:
     search = _search(trial, parts, "cocktail", trials=SIZES[trial.scale].trials)
     values[f"cocktail_{parts.name}"] = _test(search.classifier.predict_proba, parts)
-    values[f"validation_cocktail_{parts.name}"] = search.score
+    values[f"validation_cocktail_{parts.name}"] = max(search.score, DIVERGED)
     values[f"ingredients_{parts.name}"] = float(len(search.cocktail.ingredients))
 
 
@@ -150,7 +152,7 @@ def _best_single(trial: Trial, parts: Parts, values: dict[str, float]) -> None:
         numbers = any(len(parameter.options) != 1 for parameter in space)
         trials = max(1, SIZES[trial.scale].trials // len(INGREDIENTS)) if numbers else 1
         found[name] = _search(trial, parts, name, space=space, trials=trials, pruner=None, refit=False)
-        values[f"validation_{name}_{parts.name}"] = found[name].score
+        values[f"validation_{name}_{parts.name}"] = max(found[name].score, DIVERGED)
     best = max(found.values(), key=lambda search: search.score)
     values[f"best_single_{parts.name}"] = _test(best.classifier.fit(parts.x, parts.y).predict_proba, parts)
 

@@ -197,7 +197,7 @@ class CocktailClassifier(ClassifierMixin, BaseEstimator):
     Args:
         cocktail: a ``Cocktail``, a mapping of its arguments, or None for the plain network; ``search_cocktail`` finds one.
         width, groups, blocks, epochs, cycles, batch_size, learning_rate: the paper's are the defaults.
-        class_weight: ``"balanced"``, the paper's, or None.
+        class_weight: ``"balanced"``, the paper's, a mapping of classes to weights, or None.
         categorical_features: numbers or names of columns, or a mask, of what is categorical; as in
             ``HistGradientBoostingClassifier``.
         device: where it trains and predicts.
@@ -207,22 +207,23 @@ class CocktailClassifier(ClassifierMixin, BaseEstimator):
     ``loss_curve_`` (the mean loss of each epoch). Raises ``ValueError`` for values outside what is said.
     """
 
+    # Values are checked in fit, as scikit-learn has it.
     def __init__(
         self,
-        cocktail: Cocktail | Mapping[str, Any] | None = None,
+        cocktail=None,
         *,
-        width: int = 512,
-        groups: int = 2,
-        blocks: int = 2,
-        epochs: int = 105,
-        cycles: int = 3,
-        batch_size: int = 128,
-        learning_rate: float | int = 1e-3,
-        class_weight: str | None = "balanced",
-        categorical_features: Any = None,
-        device: str | torch.device = "cpu",
-        random_state: Any = None,
-    ) -> None:
+        width=512,
+        groups=2,
+        blocks=2,
+        epochs=105,
+        cycles=3,
+        batch_size=128,
+        learning_rate=1e-3,
+        class_weight="balanced",
+        categorical_features=None,
+        device="cpu",
+        random_state=None,
+    ):
         self.cocktail = cocktail
         self.width = width
         self.groups = groups
@@ -248,7 +249,7 @@ class CocktailClassifier(ClassifierMixin, BaseEstimator):
         check_classification_targets(y)
         self.classes_, labels = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
-            raise ValueError(f"y holds 1 class, {self.classes_[0]!r}, and a classifier needs at least 2")
+            raise ValueError(f"y holds 1 class, {self.classes_[0]}, and a classifier needs at least 2")
         self.cocktail_ = cocktail
         self.encoder_ = table_encoder(X, self._categorical_columns(X.shape[1])).fit(X)
         rows, labels = self._encode(X), torch.from_numpy(labels).to(self.device)
@@ -259,7 +260,7 @@ class CocktailClassifier(ClassifierMixin, BaseEstimator):
             def watch(epoch: int, networks: list[nn.Module]) -> None:
                 at_cycle_end(epoch, mean_probabilities(networks, outside).cpu().numpy())
 
-        weights = balanced_class_weights(labels, len(self.classes_)) if self.class_weight else None
+        weights = self._class_weights(labels)
         seed = int(check_random_state(self.random_state).randint(2**31))
         device = torch.device(self.device)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -289,7 +290,8 @@ class CocktailClassifier(ClassifierMixin, BaseEstimator):
 
     def predict(self, X: Any) -> np.ndarray:
         """The most probable class of each row."""
-        return self.classes_[self.predict_proba(X).argmax(1)]
+        chosen = self.predict_proba(X).argmax(1)
+        return self.classes_[chosen]
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
@@ -306,8 +308,17 @@ class CocktailClassifier(ClassifierMixin, BaseEstimator):
                 raise ValueError(f"{name} is {value!r}, allowed is a whole number of at least 1")
         if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate is {self.learning_rate!r}, allowed is a number above 0")
-        if self.class_weight not in (None, "balanced"):
-            raise ValueError(f"class_weight is {self.class_weight!r}, allowed are 'balanced' and None")
+        if self.class_weight not in (None, "balanced") and not isinstance(self.class_weight, Mapping):
+            raise ValueError(
+                f"class_weight is {self.class_weight!r}, allowed are 'balanced', weights of classes, and None"
+            )
+
+    def _class_weights(self, labels: Tensor) -> Tensor | None:
+        if self.class_weight is None:
+            return None
+        if self.class_weight == "balanced":
+            return balanced_class_weights(labels, len(self.classes_))
+        return torch.tensor([float(self.class_weight.get(label, 1.0)) for label in self.classes_], device=labels.device)
 
     def _categorical_columns(self, d: int) -> list[int]:
         given = [] if self.categorical_features is None else np.asarray(self.categorical_features).ravel()

@@ -84,7 +84,7 @@ def _shape(shape: str, largest: float | int, first: float, last: float, layers: 
 
 
 def shake_shake(
-    first: Float[Tensor, "n w"], second: Float[Tensor, "n w"], alpha: Tensor | float | int, beta: Tensor | float
+    first: Float[Tensor, "n w"], second: Float[Tensor, "n w"], alpha: Tensor | float | int, beta: Tensor | float | int
 ) -> Float[Tensor, "n w"]:
     """``alpha first + (1 - alpha) second``, whose gradient is that of ``beta first + (1 - beta) second``.
 
@@ -159,8 +159,9 @@ class Block(nn.Module):
             if self.other is not None:
                 out = shake_shake(out, self.other(x), alpha, beta)
             else:
-                draw = torch.rand((), device=x.device)
-                b = (draw <= self.keep).to(out.dtype) if self.training else self.keep
+                b = self.keep
+                if self.training:
+                    b = (torch.rand((), device=x.device) <= self.keep).to(out.dtype)
                 out = shake_drop(out, b, alpha, beta)
         return x + out if self.skip else out
 

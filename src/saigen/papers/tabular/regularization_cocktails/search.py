@@ -109,7 +109,7 @@ def search_cocktail(
     inside = np.setdiff1d(np.arange(len(y)), held_out)
     classes, labels = np.unique(y, return_inverse=True)
     if missing := sorted(set(classes) - set(y[inside])):
-        raise ValueError(f"y has no row of class {missing[0]!r} outside validation, needed is one of each class")
+        raise ValueError(f"y has no row of class {missing[0]} outside validation, needed is one of each class")
     seed = int(draw.randint(2**31))
     classifier.set_params(random_state=seed)
     study, optuna = _study(sampler, pruner, seed, cycle_ends(classifier.epochs, classifier.cycles))
