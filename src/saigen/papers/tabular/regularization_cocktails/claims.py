@@ -51,7 +51,7 @@ class Size:
 
 SIZES = {
     "tiny": Size(width=8, epochs=7, batch=32, rate=1e-3, trials=2, rows=60),
-    "laptop": Size(width=64, epochs=35, batch=32, rate=3e-3, trials=13, rows=600),
+    "laptop": Size(width=64, epochs=28, batch=32, rate=3e-3, trials=13, rows=500),
     "real": Size(width=512, epochs=105, batch=128, rate=1e-3, trials=60, rows=4000),
     "full": Size(width=512, epochs=105, batch=128, rate=1e-3, trials=840, rows=None),
 }
