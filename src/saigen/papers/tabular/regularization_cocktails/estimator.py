@@ -90,7 +90,7 @@ def cocktail_network(cocktail: Cocktail, in_features: int, num_classes: int, **o
     )
 
 
-def augment(model: nn.Module, x: Tensor, y: Tensor, cocktail: Cocktail, weights: Tensor | None) -> Tensor:
+def batch_loss(model: nn.Module, x: Tensor, y: Tensor, cocktail: Cocktail, weights: Tensor | None) -> Tensor:
     """The loss of a batch with the augmentation of ``cocktail``."""
     if cocktail.augmentation == "adversarial":
         loss = lambda logits, labels: F.cross_entropy(logits, labels, weights)  # noqa: E731
@@ -146,7 +146,7 @@ def train_cocktail(
         total = torch.zeros((), device=x.device)
         for rows in _batches(torch.randperm(len(x)).to(x.device), batch_size):
             optimizer.zero_grad()
-            loss = augment(model, x[rows], y[rows], cocktail, class_weights)
+            loss = batch_loss(model, x[rows], y[rows], cocktail, class_weights)
             loss.backward()
             optimizer.step()
             total += loss.detach() * len(rows)
