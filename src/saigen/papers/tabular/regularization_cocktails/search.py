@@ -51,7 +51,9 @@ class CocktailSearch:
 
 def balanced_accuracy(y: np.ndarray, probabilities: np.ndarray) -> float:
     """The mean over the classes of the share that is found: the paper's objective and measure."""
-    # scikit-learn's score takes a hundred times as long, and boosting asks for it after every tree.
+    # scikit-learn's score takes a hundred times as long, and boosting asks for it after every tree; XGBoost's labels are
+    # floats.
+    y = np.asarray(y, dtype=np.int64)
     counts = np.bincount(y)
     found = np.bincount(y, weights=probabilities.argmax(1) == y)
     return float((found[counts > 0] / counts[counts > 0]).mean())
@@ -59,7 +61,8 @@ def balanced_accuracy(y: np.ndarray, probabilities: np.ndarray) -> float:
 
 def balanced_accuracy_then_log_loss(y: np.ndarray, probabilities: np.ndarray) -> float:
     """Balanced accuracy less a thousandth of the log loss, which decides between candidates that are equal on few rows."""
-    loss = -np.log(np.clip(probabilities[np.arange(len(y)), y], 1e-7, 1)).mean()
+    own = np.take_along_axis(probabilities, np.asarray(y, dtype=np.int64)[:, None], 1)
+    loss = -np.log(np.clip(own, 1e-7, 1)).mean()
     return balanced_accuracy(y, probabilities) - 1e-3 * float(loss)
 
 
