@@ -27,7 +27,7 @@ from saigen.trial import Trial
 
 EMBEDDED = ("breast_cancer", "wine", "digits")
 LEAST_OF_A_CLASS = 5
-"""Rows a class must have to be in all three parts; rows of rarer ones are left out."""
+"""Rows a class must have in a draw to be in all three parts; rows of rarer ones are left out."""
 
 DIVERGED = -1.0
 """What is noted for a validation score of networks that gave no probabilities."""
@@ -238,9 +238,10 @@ def _tables(trial: Trial) -> list[Table]:
 def _parts(trial: Trial, table: Table) -> Parts:
     """A draw of the table's rows in its three parts, the test rows last; classes are numbered anew."""
     trial.used(table.name, table.fingerprint)
-    counts = np.bincount(table.y)
-    table = table.take(np.flatnonzero(counts[table.y] >= LEAST_OF_A_CLASS))
-    n = len(table) if SIZES[trial.scale].rows is None else min(len(table), SIZES[trial.scale].rows)
+    counts, most = np.bincount(table.y), SIZES[trial.scale].rows or len(table)
+    drawn = counts * min(1.0, most / len(table))
+    table = table.take(np.flatnonzero(drawn[table.y] >= LEAST_OF_A_CLASS))
+    n = min(len(table), most)
     part = n // 5
     rows = split(table.y, (n - 2 * part, part, part), trial.rng(f"split {table.name}"))
     inside, test = np.concatenate(rows[:2]), rows[2]

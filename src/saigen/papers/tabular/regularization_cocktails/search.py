@@ -51,8 +51,7 @@ class CocktailSearch:
 
 def balanced_accuracy(y: np.ndarray, probabilities: np.ndarray) -> float:
     """The mean over the classes of the share that is found: the paper's objective and measure."""
-    # scikit-learn's score takes a hundred times as long, and boosting asks for it after every tree; XGBoost's labels are
-    # floats.
+    # scikit-learn's score takes a hundred times as long, and boosting asks for it after every tree, XGBoost with floats.
     y = np.asarray(y, dtype=np.int64)
     counts = np.bincount(y)
     found = np.bincount(y, weights=probabilities.argmax(1) == y)
