@@ -5,7 +5,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-EXTRAS ?= dev,peers,rl,ray,browser,docs
+EXTRAS ?= dev,peers,rl,search,ray,browser,docs
 DEMO ?= confident_learning soft_nearest_neighbor decision_transformer
 
 .PHONY: demo test lint docs readme clean
