@@ -126,7 +126,7 @@ def _searched(x: torch.Tensor, y: torch.Tensor, generator: torch.Generator) -> t
 
 def parts() -> Iterator[Part]:
     """A found policy, written by hand: small turns and moves, and some noise in colour."""
-    yield Part("Faster AutoAugment", "method", _augmented)
+    yield Part("FasterAutoAugment", "method", _augmented)
 
 
 def _augmented(recipe: Recipe) -> Recipe:
