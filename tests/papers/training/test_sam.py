@@ -515,12 +515,14 @@ def test_two_processes_perturb_by_their_own_shares():
 
     import torch.multiprocessing as mp
 
+    # A fork of a process whose threads have worked waits for them for ever, now and then.
+    context = mp.get_context("spawn")
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    with mp.Manager() as manager:
+    with context.Manager() as manager:
         results = manager.dict()
-        mp.start_processes(_worker, args=(port, results), nprocs=2, start_method="fork")
+        mp.start_processes(_worker, args=(port, results), nprocs=2, start_method="spawn")
         found = {key: torch.tensor(value, dtype=torch.double) for key, value in results.items()}
     for sync in (False, True):
         assert torch.equal(found[0, sync], found[1, sync])
