@@ -64,6 +64,13 @@ def step_of(model: nn.Module, images: Tensor, *, train: bool) -> Callable[[], An
     return forward_and_backward if train else forward
 
 
+def seeded(build: Callable[[], nn.Module]) -> nn.Module:
+    """What ``build()`` makes with the global generator at 0, which is afterwards as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return build()
+
+
 def beside_timm(
     label: str, build: Callable[[], nn.Module], name: str, *, side: int = 224, forward: int = 8, training: int = 4
 ) -> Iterator[Benchmark]:
@@ -72,20 +79,15 @@ def beside_timm(
     ``forward`` and ``training`` are the batches, of images of ``side`` pixels; ``build`` leaves out what is random.
     """
 
-    def seeded() -> nn.Module:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            return build()
-
     for train, batch in ((False, forward), (True, training)):
         images = torch.rand(batch, 3, side, side, generator=torch.Generator().manual_seed(0))
 
         def ours(train: bool = train, images: Tensor = images) -> Callable[[], Any]:
-            return step_of(seeded(), images, train=train)
+            return step_of(seeded(build), images, train=train)
 
         def peer(train: bool = train, images: Tensor = images) -> Callable[[], Any]:
             model = importlib.import_module("timm").create_model(name)
-            model.load_state_dict(seeded().state_dict())
+            model.load_state_dict(seeded(build).state_dict())
             return step_of(model, images, train=train)
 
         what = "forward and backward" if train else "forward"

@@ -1,12 +1,11 @@
 """Small instances of DVT's public components, and its finest transformer side by side with timm's DeiT-S."""
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
-from saigen.example import Benchmark, Example, Part, step_of
+from saigen.example import Benchmark, Example, Part, seeded, step_of
 from saigen.papers.vision.dvt.model import (
     T2T_SPLITS,
     DynamicTransformerCascade,
@@ -188,11 +187,6 @@ class _Stage(nn.Module):
 def benchmarks() -> Iterator[Benchmark]:
     images = torch.rand(8, 3, 224, 224, generator=torch.Generator().manual_seed(0))
 
-    def timed(build: Callable[[], nn.Module], train: bool) -> Callable[[], Any]:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            return step_of(build(), images, train=train)
-
     def peer() -> nn.Module:
         import timm
 
@@ -202,6 +196,6 @@ def benchmarks() -> Iterator[Benchmark]:
         what = "forward and backward" if train else "forward"
         yield Benchmark(
             name=f"a stage without reuse (DeiT-S), {what}, batch 8",
-            ours=lambda train=train: timed(_Stage, train),
-            peer=lambda train=train: timed(peer, train),
+            ours=lambda train=train: step_of(seeded(_Stage), images, train=train),
+            peer=lambda train=train: step_of(seeded(peer), images, train=train),
         )

@@ -1,12 +1,11 @@
 """Small instances of DynamicViT's public components, and its backbone side by side with timm's."""
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
-from saigen.example import Benchmark, Example, Part, beside_timm, step_of
+from saigen.example import Benchmark, Example, Part, beside_timm, seeded, step_of
 from saigen.nn.vision_transformer import VisionTransformer
 from saigen.papers.vision.dynamic_vit.model import (
     DynamicViT,
@@ -139,11 +138,6 @@ def benchmarks() -> Iterator[Benchmark]:
     yield from beside_timm("DeiT-S, dense,", dense, "deit_small_patch16_224", training=8)
     images = torch.rand(8, 3, 224, 224, generator=torch.Generator().manual_seed(0))
 
-    def seeded(build: Callable[[], nn.Module]) -> Callable[[], Any]:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            return step_of(build(), images, train=False)
-
     def peer() -> nn.Module:
         import timm
 
@@ -151,6 +145,6 @@ def benchmarks() -> Iterator[Benchmark]:
 
     yield Benchmark(
         name="DynamicViT-DeiT-S/0.7 against dense DeiT-S, forward, batch 8",
-        ours=lambda: seeded(dynamic_vit_deit_small),
-        peer=lambda: seeded(peer),
+        ours=lambda: step_of(seeded(dynamic_vit_deit_small), images, train=False),
+        peer=lambda: step_of(seeded(peer), images, train=False),
     )
