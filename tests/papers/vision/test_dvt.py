@@ -146,8 +146,18 @@ def test_upsampled_tokens_are_averages():
     close(upsample_tokens(x, 5)[:, :1], x[:, :1], 0)
 
 
+@pytest.mark.parametrize(("side", "grid"), [(7, 10), (10, 14), (2, 3), (4, 4), (3, 8), (5, 2)])
+def test_upsampling_as_a_matrix_is_that_of_images(side, grid):
+    """As the paper does it: images, doubled to the nearest neighbour, then averaged adaptively."""
+    x = torch.randn(2, 1 + side * side, 3, dtype=torch.double)
+    image = x[:, 1:].transpose(1, 2).reshape(2, 3, side, side)
+    doubled = image.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+    expected = torch.nn.functional.adaptive_avg_pool2d(doubled, grid).flatten(2).transpose(1, 2)
+    close(upsample_tokens(x, grid)[:, 1:], expected, 1e-12)
+
+
 def test_relations_are_upsampled_in_queries_and_keys():
-    reuse = RelationReuse(3, 4).double()
+    reuse = RelationReuse(3, (3, 4)).double()
     r = torch.randn(2, 3, 10, 10, dtype=torch.double)
     with torch.no_grad():
         mixed = torch.nn.Sequential.forward(reuse, r)
@@ -319,6 +329,24 @@ def test_a_checkpoint_of_other_classes_leaves_all_heads_new(tmp_path):
 def test_wrong_arguments(wrong, message):
     with pytest.raises(ValueError, match=message):
         wrong()
+
+
+@pytest.mark.parametrize(
+    ("build", "layers", "official"),
+    [
+        (room.dvt_t2t_vit_12, 12 * 4, (0.468e9, 1.446e9, 3.455e9)),
+        (room.dvt_t2t_vit_14, 14 * 6, (1.201e9, 3.818e9, 9.264e9)),
+        (room.dvt_deit_small, 12 * 6, (1.143e9, 3.643e9, 8.801e9)),
+    ],
+)
+def test_work_is_the_official_but_for_interpolation_as_a_product(build, layers, official):
+    ours, interpolation, depth = [], [0], len(build(exits=1).stages[0].blocks)
+    for exits in (1, 2, 3):
+        ours.append(macs(lambda exits=exits: build(exits=exits), (3, 224, 224)))
+    for n, m in ((1 + 7 * 7, 1 + 10 * 10), (1 + 10 * 10, 1 + 14 * 14)):
+        relations, features = layers * (n * n * m + m * n * m), depth * m * n * 48
+        interpolation.append(interpolation[-1] + relations + features)
+    assert [a - b for a, b in zip(ours, interpolation, strict=True)] == pytest.approx(official, rel=1e-3)
 
 
 def test_plain_t2t_vits_have_the_published_size():

@@ -108,28 +108,29 @@ y = TokenPerformer(147, 64)(torch.rand(2, 3136, 147))  # attention over 3,136 to
     yield Example(
         name="FeatureReuse",
         kind="module",
-        make=lambda: FeatureReuse(16, grid=5, context_dim=8, hidden=12),
+        make=lambda: FeatureReuse(16, grids=(3, 5), context_dim=8, hidden=12),
         inputs=lambda g: (torch.randn(2, 10, 16, generator=g),),
         code="""
 import torch
 from saigen.papers.vision.dvt import FeatureReuse
 
-context = FeatureReuse(384, grid=10)(torch.rand(2, 1 + 7 * 7, 384))  # (2, 101, 48), for the MLP of one block
+context = FeatureReuse(384, grids=(7, 10))(torch.rand(2, 1 + 7 * 7, 384))  # (2, 101, 48), for the MLP of one block
 """,
-        wrong=((lambda: FeatureReuse(16, 5)(torch.rand(1, 9, 16)), "tokens"),),
+        wrong=((lambda: FeatureReuse(16, (4, 5))(torch.rand(1, 9, 16)), "tokens"),),
     )
     yield Example(
         name="RelationReuse",
         kind="module",
-        make=lambda: RelationReuse(4, grid=4),
+        make=lambda: RelationReuse(4, grids=(3, 4)),
         inputs=lambda g: (torch.randn(2, 4, 10, 10, generator=g),),
         code="""
 import torch
 from saigen.papers.vision.dvt import RelationReuse
 
 logits = torch.randn(1, 72, 50, 50)  # of 12 layers with 6 heads, over 7x7 tokens and the class token
-extra = RelationReuse(72, grid=10)(logits)  # (1, 72, 101, 101), to be added to the next stage's
+extra = RelationReuse(72, grids=(7, 10))(logits)  # (1, 72, 101, 101), to be added to the next stage's
 """,
+        wrong=((lambda: RelationReuse(4, (3, 4))(torch.rand(1, 4, 9, 9)), "tokens"),),
     )
     yield Example(
         name="cascade_loss",
