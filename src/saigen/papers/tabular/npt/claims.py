@@ -61,9 +61,10 @@ class Size:
 SIZES = {
     "tiny": Size(6, 2, 4, ("iris", "diabetes"), ("iris",), rows=40, steps=3, budget=1, iterations=5),
     "laptop": Size(16, 8, 1200),
+    # nine tables of a user in a quarter of an hour a seed, on one core
     "real": Size(
-        64, 8, 10_000, rows=20_000, test_rows=10_000, steps=20_000, rates=(1e-3, 5e-3), embedding_dim=32, depth=8, heads=8,
-        batch_size=1024, budget=50, iterations=1_000, libraries=("scikit-learn", "xgboost"),
+        32, 8, 3_000, rows=600, test_rows=1_000, batch_size=256, budget=20, iterations=300,
+        libraries=("scikit-learn", "xgboost"),
     ),
     "full": Size(
         64, 8, 50_000, rows=10**9, test_rows=10**9, steps=200_000, rates=(1e-3,), embedding_dim=64, depth=8, heads=8,
