@@ -76,17 +76,19 @@ def test_published_evidence_can_be_judged(slug):
 def test_every_classifier_gives_up_its_head_and_takes_another(slug):
     name = catalogue.paper(slug).card.models[0]
     with torch.device("meta"):
-        model = saigen.create_model(name).eval()
-        x = torch.zeros(2, *model.default_cfg["input_size"])
-        logits = model(x)
-        assert logits.shape[:2] == (2, model.num_classes)
-        model.reset_classifier(0)
-        features = model(x)
-        assert features.shape[:2] == (2, model.num_features)
-        if logits.ndim == 2:
-            assert model.forward_head(model.forward_features(x), pre_logits=True).shape == features.shape
-        model.reset_classifier(5)
-        assert model(x).shape[:2] == (2, 5)
-        with pytest.raises(ValueError, match="num_classes is -1"):
-            model.reset_classifier(-1)
-        assert saigen.create_model(name, num_classes=0).eval()(x).shape == features.shape
+        model = saigen.create_model(name).eval().double()
+        headless = saigen.create_model(name, num_classes=0).eval().double()
+        x = torch.zeros(2, *model.default_cfg["input_size"], dtype=torch.double)
+        # a new head has to come to where the model is, and in its type: here nothing asks for a device or a type
+    logits = model(x)
+    assert logits.shape[:2] == (2, model.num_classes)
+    model.reset_classifier(0)
+    features = model(x)
+    assert features.shape[:2] == (2, model.num_features)
+    if logits.ndim == 2:
+        assert model.forward_head(model.forward_features(x), pre_logits=True).shape == features.shape
+    model.reset_classifier(5)
+    assert model(x).shape[:2] == (2, 5)
+    with pytest.raises(ValueError, match="num_classes is -1"):
+        model.reset_classifier(-1)
+    assert headless(x).shape == features.shape

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from saigen.nn.classifier import Classifier
 from saigen.nn.resnet import conv3x3, strip_prefixes
 
 
@@ -32,7 +33,7 @@ class CifarBlock(nn.Module):
         return F.relu(x + y)
 
 
-class CifarResNet(nn.Module):
+class CifarResNet(Classifier):
     """Images (b, in_chans, h, w) to logits (b, num_classes); ``depth`` is 6n + 2: 20, 32, 44, 56, 110.
 
     ``width`` is the channels of the first stage, doubled from stage to stage. ``num_classes=0`` leaves the head out: the
@@ -88,18 +89,6 @@ class CifarResNet(nn.Module):
         """Average pooling and, unless ``pre_logits``, the classifier."""
         x = x.mean((2, 3))
         return x if pre_logits else self.fc(x)
-
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n"]:
-        return self.forward_head(self.forward_features(x))
-
-    def get_classifier(self) -> nn.Module:
-        return self.fc
-
-    def reset_classifier(self, num_classes: int) -> None:
-        if num_classes < 0:
-            raise ValueError(f"num_classes is {num_classes}, allowed is num_classes >= 0")
-        self.num_classes = num_classes
-        self.fc = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
 
     @staticmethod
     def convert_state_dict(state: dict[str, Tensor]) -> dict[str, Tensor]:

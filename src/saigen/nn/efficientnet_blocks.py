@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from saigen.nn.classifier import Classifier
 from saigen.nn.conv import Padding, conv2d
 from saigen.nn.drop_path import DropPath
 
@@ -206,7 +207,7 @@ class Stage(NamedTuple):
     fused: bool = False
 
 
-class EfficientNetBase(nn.Module):
+class EfficientNetBase(Classifier):
     """What the EfficientNets share: stem, stages of (fused) inverted bottlenecks, 1x1 head, pooling, classifier.
 
     Maps images (b, in_chans, h, w) to logits (b, num_classes); with ``num_classes=0`` to features (b, num_features).
@@ -297,17 +298,9 @@ class EfficientNetBase(nn.Module):
         if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
 
-    def get_classifier(self) -> nn.Module:
-        """The last linear layer (the identity where ``num_classes`` is 0)."""
-        return self.classifier
-
-    def reset_classifier(self, num_classes: int) -> None:
-        """Puts a new, untrained classifier in; 0 removes it."""
-        if num_classes < 0:
-            raise ValueError(f"num_classes is {num_classes}, allowed is at least 0")
-        self.num_classes = num_classes
-        self.classifier = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
-        self._init_weights(self.classifier)
+    def new_classifier(self, num_classes: int) -> nn.Module:
+        """With uniform weights."""
+        return super().new_classifier(num_classes).apply(self._init_weights)
 
     def _stem(self, x: Tensor) -> Tensor:
         if x.shape[1] != self.in_chans:
@@ -333,6 +326,3 @@ class EfficientNetBase(nn.Module):
         """Pools, drops out and classifies; with ``pre_logits`` it stops before the classifier."""
         x = F.dropout(x.mean((2, 3)), self.drop_rate, self.training)
         return x if pre_logits else self.classifier(x)
-
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
-        return self.forward_head(self.forward_features(x))

@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from saigen.nn.classifier import Classifier
 from saigen.nn.vision_transformer import Block, convert_vit_state_dict, embed_image, fit_positions, fresh_head
 
 
@@ -30,7 +31,7 @@ class ConvPatchEmbed(nn.Module):
         return self.proj(x).flatten(2).transpose(1, 2)
 
 
-class LVViT(nn.Module):
+class LVViT(Classifier):
     """LV-ViT classifier in the official key layout; images of ``img_size`` to logits (b, num_classes).
 
     The logits are those of the class token plus half of the largest, over the spatial tokens, of ``aux_head``'s.
@@ -126,19 +127,13 @@ class LVViT(nn.Module):
             return x[:, 0]
         return self.head(x[:, 0]) + 0.5 * self.aux_head(x[:, 1:]).amax(dim=1)
 
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
-        return self.forward_head(self.forward_features(x))
-
-    def get_classifier(self) -> nn.Module:
-        return self.head
+    def new_classifier(self, num_classes: int) -> nn.Linear:
+        return fresh_head(self.norm, num_classes)
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Puts fresh heads of ``num_classes`` outputs (0: none) in the old ones' place."""
-        if num_classes < 0:
-            raise ValueError(f"num_classes is {num_classes}, allowed is num_classes >= 0")
-        self.num_classes = num_classes
-        self.head = fresh_head(self.norm, num_classes) if num_classes else nn.Identity()
-        self.aux_head = fresh_head(self.norm, num_classes) if num_classes else nn.Identity()
+        """Puts fresh heads of ``num_classes`` outputs (0: none) in both old ones' place."""
+        super().reset_classifier(num_classes)
+        self.aux_head = self.new_classifier(num_classes) if num_classes else nn.Identity()
 
     @staticmethod
     def convert_state_dict(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from saigen.nn.attention import MLP
+from saigen.nn.classifier import Classifier
 from saigen.nn.drop_path import DropPath
 from saigen.nn.vision_transformer import PatchEmbed
 
@@ -57,7 +58,7 @@ class MixerBlock(nn.Module):
         return x + self.drop_path(self.mlp_channels(self.norm2(x)))
 
 
-class MLPMixer(nn.Module):
+class MLPMixer(Classifier):
     """MLP-Mixer classifier: patches, ``depth`` mixer blocks, norm, mean over the tokens, linear head.
 
     Takes images (b, in_chans, img_size, img_size) and gives logits (b, num_classes), or features (b, embed_dim) where
@@ -156,22 +157,12 @@ class MLPMixer(nn.Module):
         x = x.mean(dim=1)
         return x if pre_logits else self.head(x)
 
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
-        return self.forward_head(self.forward_features(x))
-
-    def get_classifier(self) -> nn.Module:
-        return self.head
-
-    def reset_classifier(self, num_classes: int) -> None:
-        """Puts a fresh zero head of ``num_classes`` outputs (0: none) in the old one's place."""
-        if num_classes < 0:
-            raise ValueError(f"num_classes is {num_classes}, allowed is num_classes >= 0")
-        self.num_classes = num_classes
-        self.head = nn.Linear(self.embed_dim, num_classes) if num_classes else nn.Identity()
-        self.head.to(device=self.norm.weight.device, dtype=self.norm.weight.dtype)
-        if num_classes:
-            nn.init.zeros_(self.head.weight)
-            nn.init.zeros_(self.head.bias)
+    def new_classifier(self, num_classes: int) -> nn.Linear:
+        """Zero, as before fine-tuning."""
+        layer = super().new_classifier(num_classes)
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)
+        return layer
 
     @staticmethod
     def convert_state_dict(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from saigen.nn.classifier import Classifier
 from saigen.nn.conv import conv2d
 from saigen.nn.resnet import strip_prefixes
 
@@ -57,7 +58,7 @@ class InvertedResidual(nn.Module):
         return y.add_(x) if self.has_skip else y
 
 
-class MobileNetV2(nn.Module):
+class MobileNetV2(Classifier):
     """MobileNetV2 over images (b, in_chans, h, w): logits (b, num_classes), or features where that is 0.
 
     ``width`` multiplies all channels (those of the head only where it is above 1), rounded to multiples of 8.
@@ -117,16 +118,6 @@ class MobileNetV2(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out")
 
-    def get_classifier(self) -> nn.Module:
-        return self.classifier
-
-    def reset_classifier(self, num_classes: int) -> None:
-        """A new classifier for ``num_classes`` classes; 0 takes it away."""
-        if num_classes < 0:
-            raise ValueError(f"num_classes is {num_classes}, allowed is at least 0")
-        self.num_classes = num_classes
-        self.classifier = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
-
     def forward_features(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d i j"]:
         """The map before pooling, (b, num_features, h / 32, w / 32), rounded up."""
         if x.shape[1] != self.in_chans:
@@ -138,9 +129,6 @@ class MobileNetV2(nn.Module):
         """Pools, drops out and classifies; with ``pre_logits`` it stops before the classifier."""
         x = nn.functional.dropout(x.mean((2, 3)), self.drop_rate, self.training)
         return x if pre_logits else self.classifier(x)
-
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
-        return self.forward_head(self.forward_features(x))
 
     @staticmethod
     def convert_state_dict(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -11,6 +11,8 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from saigen.nn.classifier import Classifier
+
 Spatial = Callable[[int, int], nn.Module]
 """Builds the layer of a block that looks at neighbours, from (channels, stride): same channels in and out."""
 
@@ -91,7 +93,7 @@ class Bottleneck(nn.Module):
         return self.act3(y)
 
 
-class ResNet(nn.Module):
+class ResNet(Classifier):
     """A residual network over images (b, in_chans, h, w) that gives logits (b, num_classes).
 
     ``depths`` are the blocks of each stage and ``widths`` their inner channels (a bottleneck puts out four times as
@@ -195,19 +197,6 @@ class ResNet(nn.Module):
         """Average pooling and, unless ``pre_logits``, the classifier."""
         x = self.global_pool(x).flatten(1)
         return x if pre_logits else self.fc(x)
-
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n"]:
-        return self.forward_head(self.forward_features(x))
-
-    def get_classifier(self) -> nn.Module:
-        return self.fc
-
-    def reset_classifier(self, num_classes: int) -> None:
-        """A new classifier for ``num_classes`` classes; 0 takes it away."""
-        if num_classes < 0:
-            raise ValueError(f"num_classes is {num_classes}, allowed is num_classes >= 0")
-        self.num_classes = num_classes
-        self.fc = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
 
     @staticmethod
     def convert_state_dict(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from saigen.nn.attention import MLP, Attention
+from saigen.nn.classifier import Classifier
 from saigen.nn.drop_path import DropPath
 
 
@@ -58,7 +59,7 @@ class Block(nn.Module):
         return x.add(self.drop_path2(self.mlp(self.norm2(x))), alpha=self.branch_scale)
 
 
-class VisionTransformer(nn.Module):
+class VisionTransformer(Classifier):
     """Vision Transformer classifier: patches, class token, learned positions, ``depth`` blocks, norm, linear head.
 
     Takes images (b, in_chans, h, w) of size ``img_size`` (an int or (h, w), in pixels, multiples of ``patch_size``) and
@@ -207,19 +208,8 @@ class VisionTransformer(nn.Module):
         x = self.fc_norm(x)
         return x if pre_logits else self.head(x)
 
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
-        return self.forward_head(self.forward_features(x))
-
-    def get_classifier(self) -> nn.Module:
-        return self.head
-
-    def reset_classifier(self, num_classes: int) -> None:
-        """Puts a fresh head of ``num_classes`` outputs (0: none) in the old one's place."""
-        if num_classes < 0:
-            raise ValueError(f"num_classes is {num_classes}, allowed is num_classes >= 0")
-        self.num_classes = num_classes
-        norm = self.norm if isinstance(self.norm, nn.LayerNorm) else self.fc_norm
-        self.head = fresh_head(norm, num_classes) if num_classes else nn.Identity()
+    def new_classifier(self, num_classes: int) -> nn.Linear:
+        return fresh_head(self.norm if isinstance(self.norm, nn.LayerNorm) else self.fc_norm, num_classes)
 
     @staticmethod
     def convert_state_dict(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from saigen.nn.classifier import Classifier
 from saigen.nn.conv import conv2d
 from saigen.nn.tensorflow import torch_variables
 
@@ -36,7 +37,7 @@ class _Block(nn.Module):
         return y + (x if self.shortcut is None else self.shortcut(x))
 
 
-class WideResNet(nn.Module):
+class WideResNet(Classifier):
     """Images (b, in_chans, h, w) in [-1, 1] to logits (b, num_classes).
 
     ``scales`` stages of ``repeat`` blocks, the i-th with ``filters`` 2^i channels; every stage but the first halves the
@@ -106,21 +107,12 @@ class WideResNet(nn.Module):
         x = x.mean((2, 3))
         return x if pre_logits else self.fc(x)
 
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n"]:
-        return self.forward_head(self.forward_features(x))
-
-    def get_classifier(self) -> nn.Module:
-        return self.fc
-
-    def reset_classifier(self, num_classes: int) -> None:
-        """A new classifier for ``num_classes`` classes; 0 takes it away."""
-        if num_classes < 0:
-            raise ValueError(f"num_classes is {num_classes}, allowed is num_classes >= 0")
-        self.num_classes = num_classes
-        self.fc = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
-        if num_classes:
-            nn.init.xavier_normal_(self.fc.weight)
-            nn.init.zeros_(self.fc.bias)
+    def new_classifier(self, num_classes: int) -> nn.Linear:
+        """With Xavier-normal weights."""
+        layer = super().new_classifier(num_classes)
+        nn.init.xavier_normal_(layer.weight)
+        nn.init.zeros_(layer.bias)
+        return layer
 
     def convert_state_dict(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The variables of the official TensorFlow code (``classify/conv2d_3/kernel``), numbered as they were made, in our

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from saigen.nn.classifier import Classifier
 from saigen.nn.drop_path import DropPath
 from saigen.papers.dense.segformer.layouts import official_layout
 
@@ -134,7 +135,7 @@ class Block(nn.Module):
         return x + self.drop_path(self.mlp(self.norm2(x), h, w))
 
 
-class MixTransformer(nn.Module):
+class MixTransformer(Classifier):
     """Mix Transformer (MiT): four stages of maps at strides 4, 8, 16, 32 with ``embed_dims`` channels.
 
     ``features(x)`` gives the four maps, ``forward(x)`` the logits of an ImageNet classifier: a linear layer on the mean
@@ -265,20 +266,8 @@ class MixTransformer(nn.Module):
         x = x.mean((2, 3))
         return x if pre_logits else self.head(x)
 
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
-        return self.forward_head(self.forward_features(x))
-
-    def get_classifier(self) -> nn.Module:
-        """The last linear layer."""
-        return self.head
-
-    def reset_classifier(self, num_classes: int) -> None:
-        """A new last layer for ``num_classes`` classes; 0 takes it away."""
-        if num_classes < 0:
-            raise ValueError(f"num_classes is {num_classes}, allowed is num_classes >= 0")
-        self.num_classes = num_classes
-        self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
-        self.head.apply(_init_weights)
+    def new_classifier(self, num_classes: int) -> nn.Module:
+        return super().new_classifier(num_classes).apply(_init_weights)
 
     @staticmethod
     def convert_state_dict(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -342,7 +331,7 @@ class SegFormerHead(nn.Module):
         return self.linear_pred(self.fuse(maps))
 
 
-class SegFormer(nn.Module):
+class SegFormer(Classifier):
     """SegFormer: a MiT ``backbone`` and the all-MLP decoder; ``forward(x)`` gives logits at stride 4.
 
     ``predict(x)`` gives labels at the image's size, of the whole image or by sliding windows. ``early_fusion`` reorders
@@ -397,9 +386,6 @@ class SegFormer(nn.Module):
         """The decoder on the four maps; ``pre_logits`` leaves it at the fused map."""
         return self.decode_head.fuse(maps) if pre_logits else self.decode_head(maps)
 
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k h4 w4"]:
-        return self.forward_head(self.forward_features(x))
-
     @torch.no_grad()
     def predict(
         self,
@@ -420,19 +406,12 @@ class SegFormer(nn.Module):
             logits = sliding_window_logits(self, x, crop, crop if stride is None else stride)
         return _resize(logits, size or x.shape[2:]).argmax(1)
 
-    def get_classifier(self) -> nn.Module:
-        """The last 1x1 convolution."""
-        return self.decode_head.linear_pred
-
-    def reset_classifier(self, num_classes: int) -> None:
-        """A new last layer for ``num_classes`` classes; 0 takes it away."""
-        if num_classes < 0:
-            raise ValueError(f"num_classes is {num_classes}, allowed is num_classes >= 0")
-        self.num_classes = num_classes
-        self.decode_head.linear_pred = nn.Conv2d(self.num_features, num_classes, 1) if num_classes else nn.Identity()
-        if num_classes:
-            nn.init.normal_(self.decode_head.linear_pred.weight, std=0.01)
-            nn.init.zeros_(self.decode_head.linear_pred.bias)
+    def new_classifier(self, num_classes: int) -> nn.Conv2d:
+        """A 1x1 convolution."""
+        layer = nn.Conv2d(self.num_features, num_classes, 1)
+        nn.init.normal_(layer.weight, std=0.01)
+        nn.init.zeros_(layer.bias)
+        return layer
 
     @staticmethod
     def convert_state_dict(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -3,8 +3,10 @@
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from saigen.nn.classifier import Classifier
 
-class EntangledCNN(nn.Module):
+
+class EntangledCNN(Classifier):
     """The network of the official example: three convolutions and a linear layer, on square images of an even side.
 
     Layers ``conv1``, ``conv2``, ``conv3`` (each with its ReLU) are the hidden ones. 28 pixels give 14x14x64, 5x5x128 and
@@ -42,20 +44,6 @@ class EntangledCNN(nn.Module):
     def forward_head(self, x: Float[Tensor, "b d h w"], pre_logits: bool = False) -> Float[Tensor, "b k"]:
         x = x.flatten(1)
         return x if pre_logits else self.classifier(x)
-
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
-        return self.forward_head(self.forward_features(x))
-
-    def get_classifier(self) -> nn.Module:
-        return self.classifier
-
-    def reset_classifier(self, num_classes: int) -> None:
-        """Puts a fresh linear layer of ``num_classes`` outputs (0: none) in the old one's place."""
-        if num_classes < 0:
-            raise ValueError(f"num_classes is {num_classes}, allowed is num_classes >= 0")
-        self.num_classes = num_classes
-        fresh = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
-        self.classifier = fresh.to(self.conv1[0].weight)
 
     @staticmethod
     def convert_state_dict(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -17,7 +17,6 @@ from saigen.papers.training.sam.model import (
     sam_vit_small_patch16_224,
     sam_vit_small_patch32_224,
     sam_vit_tiny_patch16_224,
-    vit_from_flax,
 )
 from saigen.papers.training.sam.optimizer import SAM, keep_buffers
 from saigen.papers.training.sam.sharpness import (
@@ -62,5 +61,4 @@ __all__ = [
     "sam_vit_small_patch16_224",
     "sam_vit_small_patch32_224",
     "sam_vit_tiny_patch16_224",
-    "vit_from_flax",
 ]

@@ -4,12 +4,12 @@ They are the original ViT and Mixer, at 224 pixels, as JAX has them: the tanh ap
 layer between the class token and the head. Images come scaled to [-1, 1].
 """
 
-import re
 from typing import Any
 
-from torch import Tensor, cat, nn
+from torch import Tensor, nn
 
-from saigen.nn.mlp_mixer import MLPMixer, flax_array
+from saigen.nn.flax import vit_from_flax
+from saigen.nn.mlp_mixer import MLPMixer
 from saigen.nn.vision_transformer import VisionTransformer, convert_vit_state_dict
 
 # The radius that the paper trains each model with: the less a model knows of images beforehand, the larger it is.
@@ -139,70 +139,3 @@ def sam_mixer_b8_224(*, num_classes: int = 1000, in_chans: int = 3, **overrides:
 def sam_mixer_l16_224(*, num_classes: int = 1000, in_chans: int = 3, **overrides: Any) -> MLPMixer:
     """Mixer-L/16: 1024 wide, 24 blocks, patches of 16 pixels; 208.2 M parameters."""
     return _mixer(1024, 24, 16, num_classes, in_chans, overrides)
-
-
-_BLOCK = re.compile(r"^Transformer/encoderblock_(\d+)/(.+)/(kernel|bias|scale)$")
-# Published checkpoints number a block's modules through (0 to 3); newer Flax starts anew for every kind.
-_IN_BLOCK = {
-    "LayerNorm_0": "norm1",
-    "LayerNorm_1": "norm2",
-    "LayerNorm_2": "norm2",
-    "MlpBlock_0/Dense_0": "mlp.fc1",
-    "MlpBlock_0/Dense_1": "mlp.fc2",
-    "MlpBlock_3/Dense_0": "mlp.fc1",
-    "MlpBlock_3/Dense_1": "mlp.fc2",
-}
-_ATTENTION = ("MultiHeadDotProductAttention_0", "MultiHeadDotProductAttention_1")
-_OUTSIDE = {
-    "embedding/kernel": "patch_embed.proj.weight",
-    "embedding/bias": "patch_embed.proj.bias",
-    "cls": "cls_token",
-    "Transformer/posembed_input/pos_embedding": "pos_embed",
-    "Transformer/encoder_norm/scale": "norm.weight",
-    "Transformer/encoder_norm/bias": "norm.bias",
-    "head/kernel": "head.weight",
-    "head/bias": "head.bias",
-}
-_PROJECTIONS = ("query", "key", "value")
-
-
-def vit_from_flax(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """timm's ViT key layout from the official Flax arrays; keys of any other layout stay as they are.
-
-    Queries, keys and values are (width, heads, head width) there and one matrix of 3 x width rows here.
-
-    >>> import torch
-    >>> list(vit_from_flax({"Transformer/encoderblock_5/MlpBlock_3/Dense_0/kernel": torch.zeros(192, 768)}))
-    ['blocks.5.mlp.fc1.weight']
-    """
-    ours: dict[str, Tensor] = {}
-    parts: dict[str, dict[str, tuple[str, Tensor]]] = {}
-    for given, value in state.items():
-        key = re.sub(r"^(opt/target/|params/)", "", given)
-        block = _BLOCK.match(key)
-        if key in _OUTSIDE:
-            ours[_OUTSIDE[key]] = flax_array(value, key.rpartition("/")[2])
-            continue
-        if block is None:
-            ours[given] = value
-            continue
-        number, place, last = block.groups()
-        kind = "bias" if last == "bias" else "weight"
-        attention, _, projection = place.partition("/")
-        if place in _IN_BLOCK:
-            ours[f"blocks.{number}.{_IN_BLOCK[place]}.{kind}"] = flax_array(value, last)
-        elif attention in _ATTENTION and projection in _PROJECTIONS:
-            rows = value.reshape(value.shape[0], -1).T if kind == "weight" else value.reshape(-1)
-            parts.setdefault(f"blocks.{number}.attn.qkv.{kind}", {})[projection] = (given, rows)
-        elif attention in _ATTENTION and projection == "out":
-            ours[f"blocks.{number}.attn.proj.{kind}"] = (
-                value.reshape(-1, value.shape[-1]).T.contiguous() if kind == "weight" else value
-            )
-        else:
-            ours[given] = value
-    for key, part in parts.items():
-        if len(part) == len(_PROJECTIONS):
-            ours[key] = cat([part[name][1] for name in _PROJECTIONS])
-        else:  # an incomplete checkpoint: whoever loads it can name what is there
-            ours |= dict(part.values())
-    return ours

@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from saigen.nn.attention import Attention
+from saigen.nn.classifier import Classifier
 from saigen.nn.drop_path import DropPath
 from saigen.nn.vision_transformer import convert_vit_state_dict, fresh_head
 
@@ -384,7 +385,7 @@ class Stage(nn.Module):
 STAGE_NAMES = ("less_less_token", "less_token", "normal_token")
 
 
-class DynamicTransformerCascade(nn.Module):
+class DynamicTransformerCascade(Classifier):
     """The cascade: up to three vision transformers over finer and finer ``splits`` of one image.
 
     Takes images (b, in_chans, img_size, img_size). In training mode the logits of all exits come back, which
@@ -571,16 +572,14 @@ class DynamicTransformerCascade(nn.Module):
             return self.predict(x)[0]
         return self.forward_head(self.forward_features(x))
 
-    def get_classifier(self) -> nn.Module:
-        return self.stages[-1].head
+    def new_classifier(self, num_classes: int) -> nn.Linear:
+        return fresh_head(self.stages[-1].norm, num_classes)
 
     def reset_classifier(self, num_classes: int) -> None:
         """Puts fresh heads of ``num_classes`` outputs in the place of all exits'; with 0 there are no heads and no exits."""
-        if num_classes < 0:
-            raise ValueError(f"num_classes is {num_classes}, allowed is num_classes >= 0")
-        self.num_classes = num_classes
-        for stage in self.stages:
-            stage.head = fresh_head(stage.norm, num_classes) if num_classes else nn.Identity()
+        super().reset_classifier(num_classes)
+        for stage in self.stages[:-1]:
+            stage.head = self.new_classifier(num_classes) if num_classes else nn.Identity()
 
     @staticmethod
     def convert_state_dict(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from saigen.nn.attention import Attention
+from saigen.nn.classifier import Classifier
 from saigen.nn.lv_vit import LVViT
 from saigen.nn.vision_transformer import (
     Block,
@@ -128,7 +129,7 @@ class DynamicViTOutput(NamedTuple):
 # --- the model -------------------------------------------------------------------------------------------------------
 
 
-class DynamicViT(nn.Module):
+class DynamicViT(Classifier):
     """A vision transformer whose tokens thin out: to ⌊N·ρ⌋, ⌊N·ρ²⌋, ⌊N·ρ³⌋ … before the blocks ``prune_at`` (from 0).
 
     Takes the parts of ``backbone`` over, weights included (copy it first where it shall serve as the teacher); the key
@@ -258,17 +259,14 @@ class DynamicViT(nn.Module):
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"] | DynamicViTOutput:
         return self.forward_masked(x) if self.training else self.forward_head(self.forward_features(x))
 
-    def get_classifier(self) -> nn.Module:
-        return self.head
+    def new_classifier(self, num_classes: int) -> nn.Linear:
+        return fresh_head(self.norm, num_classes)
 
     def reset_classifier(self, num_classes: int) -> None:
         """Puts a fresh head of ``num_classes`` outputs (0: none) in the old one's place (of LV-ViT both heads)."""
-        if num_classes < 0:
-            raise ValueError(f"num_classes is {num_classes}, allowed is num_classes >= 0")
-        self.num_classes = num_classes
-        self.head = fresh_head(self.norm, num_classes) if num_classes else nn.Identity()
+        super().reset_classifier(num_classes)
         if self.aux_head is not None:
-            self.aux_head = fresh_head(self.norm, num_classes) if num_classes else nn.Identity()
+            self.aux_head = self.new_classifier(num_classes) if num_classes else nn.Identity()
 
     @staticmethod
     def convert_state_dict(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saigen.data import fingerprint, split
+from saigen.data.augmentation import crop_and_flip, shift_and_flip, standardised
 from saigen.measure import latency, macs, parameters, peak_memory, speed_ratio
 from saigen.nn.resnet import resnet50
 from saigen.papers.vision.involution.layer import Involution2d, RedNet, involution2d, rednet50, sum_of_shifts
@@ -128,43 +129,14 @@ def _compare(trial: Trial, task: str, data: tuple[Tensor, ...], classes: int) ->
                 device=trial.device,
                 on_step=lambda step, total, _, arm=arm: trial.progress(step, total, f"{task}, {arm}"),
             )
-            chosen_by = accuracy(net, scaled(train_x[:held_out]), train_y[:held_out]) if held_out else 1.0
+            chosen_by = accuracy(net, standardised(train_x[:held_out]), train_y[:held_out]) if held_out else 1.0
             tried.append((chosen_by, rate, net))
         _, rate, net = max(tried, key=lambda entry: entry[:2])
         values[f"{task}_{arm}_rate"] = rate
-        values[f"{task}_{arm}"] = accuracy(net, scaled(test_x), test_y)
+        values[f"{task}_{arm}"] = accuracy(net, standardised(test_x), test_y)
         values[f"{task}_{arm}_parameters"] = float(parameters(net))
     values[f"{task}_drop"] = values[f"{task}_resnet"] - values[f"{task}_rednet"]
     return values
-
-
-def scaled(x: Tensor) -> Tensor:
-    return (x.float() / 255 - 0.45) / 0.25 if x.dtype == torch.uint8 else x
-
-
-def shift_and_flip(generator: torch.Generator, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """The usual augmentation of small images: up to an eighth of the side shifted, flipped half of the time."""
-    n, _, h, w = x.shape
-    flip = torch.rand(n, generator=generator) < 0.5
-    columns = torch.where(flip[:, None], torch.arange(w - 1, -1, -1), torch.arange(w))
-    shift = torch.randint(-(h // 8), h // 8 + 1, (2, n, 1), generator=generator)
-    rows, columns = (torch.arange(h) + shift[0]).clamp(0, h - 1), columns.add(shift[1]).clamp(0, w - 1)
-    x = x[torch.arange(n)[:, None, None], :, rows[:, :, None], columns[:, None, :]]
-    return scaled(x).permute(0, 3, 1, 2).contiguous(), y
-
-
-def crop_and_flip(generator: torch.Generator, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """The usual augmentation of large images: a crop of 0.08-1 of the area and 3/4-4/3 of aspect, resized, flipped."""
-    n = len(x)
-    area, aspect = torch.rand(2, n, generator=generator)
-    area, aspect = 0.08 + 0.92 * area, torch.exp((2 * aspect - 1) * math.log(4 / 3))
-    width, height = (area * aspect).sqrt().clamp(max=1), (area / aspect).sqrt().clamp(max=1)
-    centre_x, centre_y, flip = 2 * torch.rand(3, n, generator=generator) - 1
-    zero, mirrored = torch.zeros(n), torch.where(flip < 0, -width, width)
-    first = torch.stack([mirrored, zero, centre_x * (1 - width)], 1)
-    second = torch.stack([zero, height, centre_y * (1 - height)], 1)
-    grid = F.affine_grid(torch.stack([first, second], 1), list(x.shape), align_corners=False)
-    return F.grid_sample(scaled(x), grid, padding_mode="border", align_corners=False), y
 
 
 def costs_less_than_convolution(trial: Trial) -> dict[str, float]:

@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from saigen.nn.classifier import Classifier
 from saigen.nn.conv import same_padding
 from saigen.nn.resnet import strip_prefixes
 from saigen.papers.vision.nfnet.checkpoint import convert_haiku
@@ -263,7 +264,7 @@ class NFBlock(nn.Module):
         return torch.add(shortcut, out, alpha=scale)
 
 
-class NFNet(nn.Module):
+class NFNet(Classifier):
     """A normaliser-free network over images (b, in_chans, h, w) that gives logits (b, num_classes).
 
     ``depths`` are the blocks of each stage, ``widths`` the channels they put out, ``stem_width`` those of the stem.
@@ -396,15 +397,16 @@ class NFNet(nn.Module):
                 nn.init.ones_(module.gain)
             if isinstance(module, NFBlock):
                 nn.init.zeros_(module.conv3.gain if module.skipinit_gain is None else module.skipinit_gain)
-        self._reset_classifier()
+        if self.num_classes:
+            self._init_classifier(self.head.fc)
 
-    def _reset_classifier(self) -> None:
-        if isinstance(self.head.fc, nn.Linear):
-            if self.design.zero_classifier:
-                nn.init.zeros_(self.head.fc.weight)
-            else:
-                nn.init.normal_(self.head.fc.weight, std=0.01)
-            nn.init.zeros_(self.head.fc.bias)
+    def _init_classifier(self, layer: nn.Linear) -> nn.Linear:
+        if self.design.zero_classifier:
+            nn.init.zeros_(layer.weight)
+        else:
+            nn.init.normal_(layer.weight, std=0.01)
+        nn.init.zeros_(layer.bias)
+        return layer
 
     def forward_stages(self, x: Float[Tensor, "b c h w"]) -> list[Tensor]:
         """The output of every stage, from fine to coarse: what detectors and segmenters stand on."""
@@ -429,19 +431,8 @@ class NFNet(nn.Module):
         x = self.head.drop(x.mean((2, 3)))
         return x if pre_logits else self.head.fc(x)
 
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n"]:
-        return self.forward_head(self.forward_features(x))
-
-    def get_classifier(self) -> nn.Module:
-        return self.head.fc
-
-    def reset_classifier(self, num_classes: int) -> None:
-        """A new classifier for ``num_classes`` classes; 0 takes it away."""
-        if num_classes < 0:
-            raise ValueError(f"num_classes is {num_classes}, allowed is num_classes >= 0")
-        self.num_classes = num_classes
-        self.head.fc = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
-        self._reset_classifier()
+    def new_classifier(self, num_classes: int) -> nn.Linear:
+        return self._init_classifier(super().new_classifier(num_classes))
 
     @staticmethod
     def convert_state_dict(state: dict[str, Tensor]) -> dict[str, Tensor]:

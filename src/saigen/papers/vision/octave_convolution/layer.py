@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from saigen.nn.classifier import Classifier
 from saigen.nn.resnet import strip_prefixes
 
 Map = Float[Tensor, "..."] | tuple[Float[Tensor, "..."], Float[Tensor, "..."]]
@@ -325,7 +326,7 @@ class SqueezeExcite(nn.Module):
 # --- what the paper's networks have in common
 
 
-class _Classifier(nn.Module):
+class _OctaveClassifier(Classifier):
     """What the paper's networks have in common: a head over pooled features, and the classifier's keys and data."""
 
     classifier_name = "fc"
@@ -347,19 +348,6 @@ class _Classifier(nn.Module):
         """Average pooling and, unless ``pre_logits``, the classifier."""
         x = global_average(x)
         return x if pre_logits else self.fc(x)
-
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n"]:
-        return self.forward_head(self.forward_features(x))
-
-    def get_classifier(self) -> nn.Module:
-        return self.fc
-
-    def reset_classifier(self, num_classes: int) -> None:
-        """A new classifier for ``num_classes`` classes; 0 takes it away."""
-        if num_classes < 0:
-            raise ValueError(f"num_classes is {num_classes}, allowed is num_classes >= 0")
-        self.num_classes = num_classes
-        self.fc = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -449,7 +437,7 @@ class OctBottleneck(nn.Module):
         return y if self.pre else per_group(relu, y)
 
 
-class OctResNet(_Classifier):
+class OctResNet(_OctaveClassifier):
     """An octave ResNet over images (b, in_chans, h, w): logits (b, num_classes), or features where that is 0.
 
     Stem and max pooling are the usual ones; the stages hold ``alpha`` of their channels low, but the last, whose maps
@@ -566,7 +554,7 @@ def _check_mobile(width: Alpha, in_chans: int) -> None:
         raise ValueError(f"in_chans is {in_chans}, allowed is in_chans >= 1")
 
 
-class OctMobileNetV1(_Classifier):
+class OctMobileNetV1(_OctaveClassifier):
     """MobileNetV1 with ``alpha`` of the channels low from the first pointwise convolution to that of the 11th block.
 
     ``width`` multiplies all channels. Maps images (b, in_chans, h, w) to logits (b, num_classes).
@@ -606,7 +594,7 @@ class OctInvertedResidual(nn.Module):
         return y.add_(x) if self.has_skip else y
 
 
-class OctMobileNetV2(_Classifier):
+class OctMobileNetV2(_OctaveClassifier):
     """MobileNetV2 whose first 13 blocks hold ``alpha`` of their expanded channels low.
 
     ``width`` multiplies all channels (the last ones only where it is above 1). As in the official code the first block

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from saigen.nn.classifier import Classifier
 from saigen.nn.mlp_mixer import flax_array
 from saigen.nn.resnet import strip_prefixes
 from saigen.nn.vision_transformer import VisionTransformer
@@ -107,7 +108,7 @@ class Stem(nn.Module):
         return x if self.small else F.max_pool2d(F.pad(x, (1, 1, 1, 1)), 3, 2)
 
 
-class BiTResNet(nn.Module):
+class BiTResNet(Classifier):
     """BiT over images (b, in_chans, h, w): logits (b, num_classes), or features where ``num_classes`` is 0.
 
     ``depths`` are the blocks of each stage; ``widths`` their output channels before ``width_factor``. ``groups`` are those
@@ -180,21 +181,12 @@ class BiTResNet(nn.Module):
         x = x.mean((2, 3), keepdim=True)
         return (x if pre_logits else self.head.fc(x)).flatten(1)
 
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
-        return self.forward_head(self.forward_features(x))
-
-    def get_classifier(self) -> nn.Module:
-        return self.head.fc
-
-    def reset_classifier(self, num_classes: int) -> None:
-        """A new classifier, zero as BiT's is before fine-tuning; 0 classes take it away."""
-        if num_classes < 0:
-            raise ValueError(f"num_classes is {num_classes}, allowed is num_classes >= 0")
-        self.num_classes = num_classes
-        self.head.fc = nn.Conv2d(self.num_features, num_classes, 1) if num_classes else nn.Identity()
-        if num_classes:
-            nn.init.zeros_(self.head.fc.weight)
-            nn.init.zeros_(self.head.fc.bias)
+    def new_classifier(self, num_classes: int) -> nn.Conv2d:
+        """A 1x1 convolution of zeros, as BiT's is before fine-tuning."""
+        layer = nn.Conv2d(self.num_features, num_classes, 1)
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)
+        return layer
 
     @staticmethod
     def convert_state_dict(state: dict[str, Tensor]) -> dict[str, Tensor]:
