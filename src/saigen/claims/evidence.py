@@ -328,6 +328,11 @@ class Store:
 # --- publishing -----------------------------------------------------------------------------------------------------
 
 
+def _is_tiny_run(m: Measurement, claim: Claim, code: str) -> bool:
+    """Whether ``m`` is the run of ``claim`` by which code is compared with other code, made with ``code``."""
+    return (m.claim, m.scale, m.seed, m.code) == (claim.id, "tiny", 0, code)
+
+
 def merge(paper: Paper, local: Sequence[Measurement]) -> list[Measurement]:
     """The new lines that publishing ``local`` appends to the room's evidence; refuses what may not be published.
 
@@ -340,7 +345,7 @@ def merge(paper: Paper, local: Sequence[Measurement]) -> list[Measurement]:
     published = {(m.set_key, m.seed): m for m in read_evidence(paper.evidence_path)}
     new: list[Measurement] = []
     for claim in paper.card.claim:
-        tiny = [m for m in fresh if m.claim == claim.id and m.scale == "tiny" and m.seed == 0]
+        tiny = [m for m in fresh if _is_tiny_run(m, claim, code)]
         for scale in ("laptop", "real", "full"):
             chosen = chosen_set(fresh, claim, scale)
             if not chosen:
@@ -367,10 +372,7 @@ def carry_over(paper: Paper, published: Sequence[Measurement], tiny: Sequence[Me
     code = code_digest(paper)
     carried = []
     for claim in paper.card.claim:
-        now = next(
-            (m for m in reversed(tiny) if m.claim == claim.id and m.scale == "tiny" and m.seed == 0 and m.code == code),
-            None,
-        )
+        now = next((m for m in reversed(tiny) if _is_tiny_run(m, claim, code)), None)
         if now is None or claim.clock:
             continue
         for scale in ("laptop", "real", "full"):
@@ -380,12 +382,7 @@ def carry_over(paper: Paper, published: Sequence[Measurement], tiny: Sequence[Me
             # Evidence that was carried over stands there once a code: the latest that can be compared from here counts.
             for old in reversed(dict.fromkeys(m.code for m in judged if (m.claim, m.scale) == (claim.id, scale))):
                 chosen = chosen_set([m for m in judged if m.code == old], claim, scale)
-                then = [
-                    m
-                    for m in published
-                    if (m.claim, m.scale, m.seed, m.code) == (claim.id, "tiny", 0, old)
-                    and m.environment == now.environment
-                ]
+                then = [m for m in published if _is_tiny_run(m, claim, old) and m.environment == now.environment]
                 if chosen and then and then[-1].values == now.values and then[-1].setting == now.setting:
                     break
             else:
@@ -410,7 +407,7 @@ def witnesses(paper: Paper, published: Sequence[Measurement], tiny: Sequence[Mea
         if not there or all(m.scale == "tiny" for m in of_claim):
             continue
         for m in tiny:
-            if (m.claim, m.scale, m.seed, m.code) != (claim.id, "tiny", 0, code) or not is_fresh(m, paper, code):
+            if not (_is_tiny_run(m, claim, code) and is_fresh(m, paper, code)):
                 continue
             if m.environment not in there:
                 there.append(m.environment)

@@ -54,7 +54,7 @@ SIZES = {
     "tiny": Size(width=8, epochs=7, batch=32, rate=1e-3, trials=2, rows=60),
     "laptop": Size(width=64, epochs=28, batch=32, rate=3e-3, trials=13, rows=500),
     # eight tables of a user in a quarter of an hour a seed, on one core
-    "real": Size(width=128, epochs=28, batch=32, rate=3e-3, trials=13, rows=800),
+    "real": Size(width=128, epochs=28, batch=32, rate=3e-3, trials=13, rows=600),
     "full": Size(width=512, epochs=105, batch=128, rate=1e-3, trials=840, rows=None),
 }
 """At laptop scale a table has a few hundred rows and an epoch a dozen steps: the rate is higher, so that the plain network
