@@ -1,6 +1,6 @@
-"""Small instances of DVT's public components, and its finest transformer side by side with timm's DeiT-S."""
+"""Small instances of DVT's public components, and its finest transformer and the cascade side by side with timm's DeiT-S."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,9 @@ from saigen.papers.vision.dvt.model import (
     TokenPerformer,
     calibrate_thresholds,
     cascade_loss,
+    confidence,
     dvt_deit_small,
+    first_confident_exit,
 )
 
 TINY = {"img_size": 24, "splits": ((8, 8), (6, 6), (4, 4)), "embed_dim": 16, "depth": 2, "num_heads": 2}
@@ -200,3 +202,34 @@ def benchmarks() -> Iterator[Benchmark]:
             ours=lambda train=train: step_of(seeded(_Stage), images, train=train),
             peer=lambda train=train: step_of(seeded(peer), images, train=train),
         )
+    ten = torch.rand(10, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    yield Benchmark(
+        name="cascade of DeiT-S, 5, 3 and 2 of 10 images by exit, against all stages as in the official script",
+        ours=lambda: _cascade(ten, early=True),
+        peer=lambda: _cascade(ten, early=False),
+        extra="",
+    )
+    yield Benchmark(
+        name="cascade of DeiT-S, 5, 3 and 2 of 10 images by exit, against DeiT-S on all",
+        ours=lambda: _cascade(ten, early=True),
+        peer=lambda: step_of(seeded(peer), ten, train=False),
+    )
+
+
+def _cascade(images: Tensor, early: bool) -> Callable[[], Tensor]:
+    """Logits of each image's exit; either stages run for who needs them alone, or all do and the exit is looked up."""
+    model = seeded(dvt_deit_small).eval()
+    with torch.inference_mode():
+        sure = confidence(torch.stack(model.forward_exits(images)))
+    thresholds = calibrate_thresholds(sure, (0.5, 0.3, 0.2))
+
+    @torch.inference_mode()
+    def leaving() -> Tensor:
+        return model.predict(images, thresholds)[0]
+
+    @torch.inference_mode()
+    def whole() -> Tensor:
+        logits = torch.stack(model.forward_exits(images))
+        return logits[first_confident_exit(confidence(logits), thresholds), torch.arange(len(images))]
+
+    return leaving if early else whole
