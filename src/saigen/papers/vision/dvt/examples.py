@@ -1,6 +1,7 @@
 """Small instances of DVT's public components, and its finest transformer and the cascade side by side with timm's DeiT-S."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -169,7 +170,16 @@ def parts() -> Iterator[Part]:
 
 
 class _LastExit(DynamicTransformerCascade):
-    """In training a cascade gives the logits of every exit; who trains a classifier expects one."""
+    """In training a cascade gives the logits of every exit; who trains a classifier expects one.
+
+    Linear layers start as Xavier has them: so narrow a network learns from that at once, and hardly from 0.02.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         logits = super().forward(x)

@@ -117,6 +117,7 @@ def parts() -> Iterator[Part]:
                 num_heads=3,
                 num_classes=classes,
                 in_chans=channels,
+                init="jax",  # so narrow a network learns from it at once, and hardly from 0.02
             ),
             prune_at=(1, 2),
         ),

@@ -109,7 +109,13 @@ def parts() -> Iterator[Part]:
         "efficientnet",
         "model",
         lambda classes, channels, side: EfficientNet(
-            stages=stages, stem_channels=16, head_channels=64, num_classes=classes, in_chans=channels, resolution=side
+            stages=stages,
+            stem_channels=16,
+            head_channels=64,
+            num_classes=classes,
+            in_chans=channels,
+            resolution=side,
+            bn_momentum=0.1,  # with 0.01, statistics are still those of the start after a few hundred steps
         ),
     )
     # momentum 0.9 lies on top of the rate here and in AdamW does not
