@@ -258,6 +258,14 @@ def test_settle_looks_once_more(plugin, store, monkeypatch):
     assert len(numbers(done.stdout)) >= 5
 
 
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_json_is_one_document_whatever_the_experiments_print(plugin, store, jobs):
+    done = command("run", SLUG, "--json", "--jobs", str(jobs), HELLO_SAYS="hello from within")
+    assert done.returncode == 0
+    assert len(numbers(done.stdout)) == 5 and "hello" not in done.stdout
+    assert done.stderr.count("hello from within") == 10
+
+
 def test_ray_gives_the_evidence_of_a_local_run(plugin, store, tmp_path):
     from tests.peers import need
 

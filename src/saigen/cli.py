@@ -1,12 +1,13 @@
 """The command line: ``saigen list | show | run | apply | publish | report | digest | bench | cross | new``."""
 
+import contextlib
 import inspect
 import json
 import os
 import re
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -133,6 +134,26 @@ def _out() -> Console:
 
 def _err() -> Console:
     return Console(stderr=True, width=None if sys.stderr.isatty() else 240, highlight=False)
+
+
+@contextlib.contextmanager
+def _stdout_kept(as_json: bool) -> Iterator[None]:
+    """With ``--json``, what the work prints goes to stderr: experiments', workers', C libraries' and Ray's words.
+
+    Worker processes inherit the file descriptor and not ``sys.stdout``, so both are turned round.
+    """
+    if not as_json:
+        yield
+        return
+    sys.stdout.flush()
+    kept = os.dup(1)
+    try:
+        os.dup2(2, 1)
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def _table(*columns: str) -> Table:
@@ -345,9 +366,10 @@ def run(
     tasks = runner.plan(chosen, options, claim or ())
     if not tasks:
         raise ValueError(f"none of these papers has an experiment at scale {scale!r}")
-    outcomes = _run_with_progress(tasks, options, chosen)
-    if settle:
-        outcomes = _settle(chosen, options, claim or (), outcomes)
+    with _stdout_kept(as_json):
+        outcomes = _run_with_progress(tasks, options, chosen)
+        if settle:
+            outcomes = _settle(chosen, options, claim or (), outcomes)
     results = runner.results_of(chosen, outcomes)
     if runner.rank() != 0:
         return
@@ -763,10 +785,11 @@ def bench(
     chosen = _chosen(papers, everything=not papers and not domain, domain=domain)
     tolerate_missing_torchvision_operators()
     rows = []
-    for paper, benchmark in benching.benchmarks(chosen):
-        row = benching.measure(paper, benchmark, rounds=rounds)
-        rows.append(row)
-        _err().print(f"{row.paper} {row.name}: {row}", markup=False, soft_wrap=True)
+    with _stdout_kept(as_json):
+        for paper, benchmark in benching.benchmarks(chosen):
+            row = benching.measure(paper, benchmark, rounds=rounds)
+            rows.append(row)
+            _err().print(f"{row.paper} {row.name}: {row}", markup=False, soft_wrap=True)
     if not rows:
         raise ValueError("none of these papers has a benchmark")
     if as_json:
@@ -846,8 +869,9 @@ def cross(
     cells = {task: crossing.read(task) for task in tasks}
     waiting = [task for task, cell in cells.items() if cell is None]
     _err().print(f"{len(tasks)} arms, {len(tasks) - len(waiting)} of them measured before")
-    for task, cell in _advancing(crossing.run(waiting, jobs or default_jobs("laptop")), len(waiting)):
-        cells[task] = cell
+    with _stdout_kept(as_json):
+        for task, cell in _advancing(crossing.run(waiting, jobs or default_jobs("laptop")), len(waiting)):
+            cells[task] = cell
     found = crossing.pairs(cells.values())
     methods_of, lines = crossing.rows(found)
     labels = [row[0].model for row in lines]

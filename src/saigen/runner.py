@@ -406,34 +406,47 @@ def _on_cluster(tasks: Sequence[Task], options: Options) -> Iterator[Outcome]:
     import joblib
 
     store = Store()
-    if options.backend == "ray":
-        try:
-            import ray
-            from ray.util.joblib import register_ray
-        except ImportError as error:
-            raise ValueError("--backend ray needs ray: pip install 'saigen[ray]'") from error
-        if not ray.is_initialized():
-            # Ray would print what its workers say to stdout, where --json has one document and nothing else.
-            ray.init(log_to_driver=False)
-        register_ray()
-    else:
-        try:
-            import distributed
-
-            distributed.get_client()
-        except ImportError as error:
-            raise ValueError("--backend dask needs dask: pip install distributed") from error
-        except ValueError as error:
-            raise ValueError(
-                "--backend dask needs a running client in this process: use saigen.run() under one"
-            ) from error
     width = options.jobs or max(8, 4 * (os.cpu_count() or 1))
-    for start in range(0, len(tasks), width):
-        batch = tasks[start : start + width]
-        with joblib.parallel_config(backend=options.backend):
-            # On another machine the store is not ours to write: the outcomes travel back.
-            results = joblib.Parallel(n_jobs=options.jobs or -1)(joblib.delayed(execute)(task) for task in batch)
-        yield from (keep(outcome, store) for outcome in results)
+    with _ray() if options.backend == "ray" else _dask():
+        for start in range(0, len(tasks), width):
+            batch = tasks[start : start + width]
+            with joblib.parallel_config(backend=options.backend):
+                # On another machine the store is not ours to write: the outcomes travel back.
+                results = joblib.Parallel(n_jobs=options.jobs or -1)(joblib.delayed(execute)(task) for task in batch)
+            yield from (keep(outcome, store) for outcome in results)
+
+
+@contextlib.contextmanager
+def _ray() -> Iterator[None]:
+    """The caller's Ray, or one for as long as it is needed: a thread of it tells of lost workers on stdout."""
+    try:
+        import ray
+        from ray.util.joblib import register_ray
+    except ImportError as error:
+        raise ValueError("--backend ray needs ray: pip install 'saigen[ray]'") from error
+    ours = not ray.is_initialized()
+    if ours:
+        # What the workers say stays in Ray's logs: here it would break into the progress bars.
+        ray.init(log_to_driver=False)
+    register_ray()
+    try:
+        yield
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+@contextlib.contextmanager
+def _dask() -> Iterator[None]:
+    try:
+        import distributed
+
+        distributed.get_client()
+    except ImportError as error:
+        raise ValueError("--backend dask needs dask: pip install distributed") from error
+    except ValueError as error:
+        raise ValueError("--backend dask needs a running client in this process: use saigen.run() under one") from error
+    yield
 
 
 def _work_distributed(task: Task) -> Outcome:
