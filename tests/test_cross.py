@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from saigen import cross
 from saigen.cli import app
+from saigen.cross import Cell, markdown, pairs
 from saigen.data import digits
 from saigen.train import fit
 from saigen.trial import Trial
@@ -83,13 +84,24 @@ def test_the_command_measures_keeps_and_draws(store, tmp_path):
     gain = sum(arms["ce_resnet", "SAM", seed] - arms["ce_resnet", None, seed] for seed in (0, 1)) / 2
     assert by_pair["ce_resnet", "SAM"]["gain"]["mean"] == pytest.approx(gain)
     table = (tmp_path / "out" / "cross.md").read_text(encoding="utf-8")
-    assert "| vit |" in table and "| - |" in table
+    assert "| vit |" in table and "| - |" in table and "(cross.svg)" in table
+    assert "saigen cross --models vit,channel_equilibrium --methods AdvProp,SAM --scale tiny --seeds 2" in table
     assert (tmp_path / "out" / "cross.svg").read_text(encoding="utf-8").startswith("<svg")
 
     kept = {path: path.stat().st_mtime_ns for path in (store / "cross").iterdir()}
     again = run(*asked, "--out", str(tmp_path / "again"), "--json")
     assert again.stdout == first.stdout and "12 of them measured before" in again.stderr
     assert kept == {path: path.stat().st_mtime_ns for path in (store / "cross").iterdir()}
+
+
+def test_bold_is_what_tells_from_nothing():
+    gains = {"up": (0.02, 0.03, 0.025), "down": (-0.02, -0.03, -0.025), "either": (0.02, -0.03, 0.01)}
+    cells = [Cell("net", None, seed, 0.5) for seed in range(3)]
+    cells += [Cell("net", method, seed, 0.5 + gain[seed]) for method, gain in gains.items() for seed in range(3)]
+    cells += [Cell("net", "none", seed, missing="it needs batch norm") for seed in range(3)]
+    table = markdown(pairs(cells), 3, "laptop", "Measured.", "cross.svg")
+    assert table.count("**+2.5 ± ") == 1 and table.count("**-2.5 ± ") == 1 and "| +0.0 ± " in table
+    assert "2 of 3 pairs" in table and table.splitlines()[-3].endswith("| - |")
 
 
 def test_names_are_listed():
@@ -104,7 +116,7 @@ def test_names_are_listed():
         (["--methods", "Sam"], "SAM"),
         (["--scale", "full"], "scale is 'full'"),
         (["--scale", "real"], "--data"),
-        (["--scale", "real", "--data", "no/such/folder"], "does not exist"),
+        (["--scale", "real", "--data", "no/such/folder"], "nothing there"),
     ],
 )
 def test_wrong_use_is_one_sentence(arguments, said):

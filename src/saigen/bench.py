@@ -85,14 +85,16 @@ def _timer(timer: Any, call: Callable[[], Any]) -> Any:
     return timer("call()", globals={"call": call}, num_threads=torch.get_num_threads())
 
 
-def machine() -> str:
-    """What the ratios were measured on; they hold for that machine only."""
+def machine(threads: int | None = None) -> str:
+    """What was measured on, with so many threads (by default torch's): times and their ratios hold for it only."""
     import torch
 
     from saigen.claims.evidence import environment
 
-    found = environment("cpu", torch.get_num_threads())
-    return f"{found['processor']}, {torch.get_num_threads()} threads, {platform.system()}, torch {torch.__version__}"
+    threads = threads or torch.get_num_threads()
+    found = environment("cpu", threads)
+    counted = "1 thread" if threads == 1 else f"{threads} threads"
+    return f"{found['processor']}, {counted}, {platform.system()}, torch {torch.__version__}"
 
 
 def markdown(rows: Sequence[Row], command: str) -> str:

@@ -840,7 +840,9 @@ def cross(
     arms choose their learning rate on held-out images. What is measured is kept: the same command goes on after Ctrl-C.
     """
     from saigen import cross as crossing
+    from saigen.bench import machine
     from saigen.files import write_text
+    from saigen.runner import check_data
 
     if scale not in crossing.SCALES:
         raise ValueError(
@@ -848,8 +850,8 @@ def cross(
         )
     if (scale == "real") != (data is not None):
         raise ValueError("--scale real and --data PATH go together: the other scales measure on embedded digits")
-    if data is not None and not data.exists():
-        raise ValueError(f"--data is {data}, which does not exist: allowed is a folder or a file of labelled images")
+    if data is not None:
+        check_data(data, scale)
     chosen = [
         crossing.choose(kind, [name.strip() for name in given.split(",") if name.strip()] if given else [])
         for kind, given in (("model", models), ("method", methods))
@@ -877,7 +879,11 @@ def cross(
     labels = [row[0].model for row in lines]
     gains = [[pair.gain.mean if pair.gain else None for pair in row] for row in lines]
     figure = heat_map(labels, methods_of, gains, [[str(pair) for pair in row] for row in lines])
-    write_text(out / "cross.md", crossing.markdown(found, seeds, scale))
+    given = " ".join(
+        f"--{name} {value}" for name, value in (("models", models), ("methods", methods), ("scale", scale)) if value
+    )
+    how = f"Measured by `saigen cross {given} --seeds {seeds}` on {machine(threads=1)}."
+    write_text(out / "cross.md", crossing.markdown(found, seeds, scale, how, "cross.svg"))
     write_text(out / "cross.svg", svg(figure, "Points of test accuracy gained by each method with each model"))
     if as_json:
         print(crossing.document(found, cells.values()))

@@ -102,17 +102,8 @@ def check_options(options: Options) -> None:
         raise ValueError(
             f"there is no backend {options.backend!r}{nearest(options.backend, BACKENDS)}: they are {', '.join(BACKENDS)}"
         )
-    if options.data is not None and not options.data.exists():
-        raise ValueError(f"--data is {options.data}, and there is nothing there")
-    if options.data is not None and options.scale in ONE_THREAD_SCALES:
-        raise ValueError(
-            f"--data is {options.data}, but at scale {options.scale!r} claims are measured on embedded data: "
-            "--data goes with --scale real or full"
-        )
     if options.data is not None:
-        from saigen.data.checks import check_labels
-
-        check_labels(options.data)
+        check_data(options.data, options.scale)
     if options.device != "cpu":
         import torch
 
@@ -126,6 +117,20 @@ def check_options(options: Options) -> None:
             raise ValueError(
                 f"--device is {options.device!r}, which this machine cannot use{close}: it has {', '.join(usable)}"
             ) from error
+
+
+def check_data(path: Path, scale: str) -> None:
+    """Raises ``ValueError`` where nothing lies there, ``scale`` takes no data, or labels are no labels."""
+    if not path.exists():
+        raise ValueError(f"--data is {path}, and there is nothing there")
+    if scale in ONE_THREAD_SCALES:
+        raise ValueError(
+            f"--data is {path}, but at scale {scale!r} claims are measured on embedded data: "
+            "--data goes with --scale real or full"
+        )
+    from saigen.data.checks import check_labels
+
+    check_labels(path)
 
 
 def devices() -> list[str]:
