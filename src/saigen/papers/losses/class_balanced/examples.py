@@ -113,6 +113,8 @@ def parts() -> Iterator[Part]:
 def _balanced(recipe: Recipe) -> Recipe:
     # as many prototypes a class as in the paper's runs: twice the samples of the largest
     beta = 1.0 - 1.0 / (2 * max(recipe.class_counts))
+    # without it the sigmoids' negatives, C - 1 for each positive, drown what the images say, and some nets never recover
+    init_class_prior(recipe.model.get_classifier())
     criterion = ClassBalancedLoss(recipe.class_counts, beta, kind="focal")
     return replace(recipe, loss=lambda model, images, labels: criterion(model(images), labels))
 
