@@ -14,7 +14,8 @@ from saigen.papers.representation.moco.model import (
     momentum_update_,
     uniform_loss,
 )
-from saigen.papers.representation.moco.recipe import (
+from saigen.papers.representation.moco.shuffling import SplitBatchNorm2d, shuffle_batch, unshuffle_batch
+from saigen.papers.representation.moco.training import (
     LinearClassifier,
     Recipe,
     backbone_state_dict,
@@ -22,7 +23,6 @@ from saigen.papers.representation.moco.recipe import (
     learning_rate,
     recipe,
 )
-from saigen.papers.representation.moco.shuffling import SplitBatchNorm2d, shuffle_batch, unshuffle_batch
 from saigen.papers.representation.moco.transform import MoCoViews, moco_v1_augment, moco_v2_augment
 
 __all__ = [

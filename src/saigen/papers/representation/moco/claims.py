@@ -171,7 +171,7 @@ class Experiment:
         if self.size.data == "digits":
             return (x - 0.3) / 0.38
         x = F.interpolate(x.float() / 255, (self.size.side,) * 2, mode="area")
-        return MoCoViews(self.size.side)._normalized(x)
+        return MoCoViews.normalized(x)
 
     def moco(self, **options: float | int | bool) -> MoCo:
         size = self.size
@@ -263,7 +263,7 @@ def digit_view(x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def slow_keys_make_the_queue_work(trial: Trial) -> dict[str, float]:
-    """One seed: the same start and queue, with f_k a copy of f_q, after it fast, and slow; and untrained."""
+    """One seed: the same start and queue with f_k slow, fast, and a copy of f_q, also at the rate of the slow one; untrained."""
     size = SIZES[trial.scale]
     experiment = Experiment(trial, size.keys)
     values = experiment.run("slow", experiment.moco())

@@ -206,8 +206,13 @@ def _losses(queue_size: int, batch: int = 256, dim: int = 128) -> tuple[Callable
     q.requires_grad_()
 
     def ours() -> Callable[[], object]:
-        queue, key = KeyQueue(dim, queue_size), F.normalize(k, dim=1)
-        return lambda: info_nce(F.normalize(q, dim=1), key, queue(key), 0.2).backward()
+        queue = KeyQueue(dim, queue_size)
+
+        def step() -> None:
+            key = F.normalize(k, dim=1)
+            info_nce(F.normalize(q, dim=1), key, queue(key), 0.2).backward()
+
+        return step
 
     def peer() -> Callable[[], object]:
         from lightly.loss import NTXentLoss

@@ -47,9 +47,11 @@ class MoCoViews(TwoViews):
         self, x: Float[Tensor, "b 3 h w"], generator: torch.Generator | None = None
     ) -> tuple[Float[Tensor, "b 3 s s"], Float[Tensor, "b 3 s s"]]:
         x_q, x_k = super().forward(x, generator)
-        return (self._normalized(x_q), self._normalized(x_k)) if self.normalize else (x_q, x_k)
+        return (self.normalized(x_q), self.normalized(x_k)) if self.normalize else (x_q, x_k)
 
-    def _normalized(self, x: Tensor) -> Tensor:
+    @staticmethod
+    def normalized(x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+        """Images in [0, 1] by ImageNet's mean and standard deviation."""
         return (x - x.new_tensor(MEAN).view(3, 1, 1)) / x.new_tensor(STD).view(3, 1, 1)
 
 
