@@ -71,8 +71,9 @@ class Conv2D:
 
 class BatchNormalization:
     def __call__(self, x):
-        gamma, beta = variable("batch_normalization", "gamma", x.shape[3]), variable(
-            "batch_normalization", "beta", x.shape[3]
+        gamma, beta = (
+            variable("batch_normalization", "gamma", x.shape[3]),
+            variable("batch_normalization", "beta", x.shape[3]),
         )
         mean = variable("batch_normalization", "moving_mean", x.shape[3])
         var = variable("batch_normalization", "moving_variance", x.shape[3], positive=True)
@@ -115,7 +116,9 @@ class Model:
 
 
 def stand_in():
-    tf, compat, root, absl = (types.ModuleType(name) for name in ("tensorflow.compat.v2", "compat", "tensorflow", "absl"))
+    tf, compat, root, absl = (
+        types.ModuleType(name) for name in ("tensorflow.compat.v2", "compat", "tensorflow", "absl")
+    )
     space = types.SimpleNamespace
     tf.enable_v2_behavior = lambda: None
     tf.float32, tf.sqrt, tf.einsum, tf.convert_to_tensor = np.float32, np.sqrt, np.einsum, np.array
@@ -154,7 +157,10 @@ def main(checkout):
 
     # three batches, the last one smaller, of two and of three layers
     first = [[rng.randn(n, 3, 2), rng.rand(n, 7)] for n in (9, 9, 6)]
-    second = [[rng.randn(n, 5), 3 + rng.rand(n, 2, 2), x.reshape(n, -1)[:, ::-1].copy()] for n, (x, _) in zip((9, 9, 6), first)]
+    second = [
+        [rng.randn(n, 5), 3 + rng.rand(n, 2, 2), x.reshape(n, -1)[:, ::-1].copy()]
+        for n, (x, _) in zip((9, 9, 6), first, strict=True)
+    ]
     within, across = cka(2, dtype=np.float64), cka(2, 3, across_models=True, dtype=np.float64)
     for a, b in zip(first, second, strict=True):
         within.update_state(a)

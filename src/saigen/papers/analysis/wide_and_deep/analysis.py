@@ -5,6 +5,7 @@ networks of ``model`` is what Keras calls a layer; ``"blocks"`` are the residual
 """
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -337,7 +338,8 @@ def compare_classes(
     members = F.one_hot(y, count).double()
     by_class = [(right.double() @ members) / members.sum(0) for right in (right_a, right_b)]
     difference = by_class[0].mean(0) - by_class[1].mean(0)
-    with np.errstate(all="ignore"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of groups without spread, which are dealt with below
         raw = np.asarray(ttest_ind(by_class[0].numpy(), by_class[1].numpy(), equal_var=False).pvalue)
     # no spread within either group: a difference is then certain, and none is none
     raw = np.where(np.isnan(raw), np.where(difference.abs().nan_to_num() > 1e-12, 0.0, 1.0), raw)
@@ -379,13 +381,19 @@ def compare_examples(right_a: Bool[Tensor, "m n"], right_b: Bool[Tensor, "k n"])
 def _check_right(right_a: Tensor, right_b: Tensor) -> None:
     for name, right in (("right_a", right_a), ("right_b", right_b)):
         if right.ndim != 2 or len(right) < 2:
-            raise ValueError(f"{name} has shape {tuple(right.shape)}, allowed is (models, examples) of 2 or more models")
+            raise ValueError(
+                f"{name} has shape {tuple(right.shape)}, allowed is (models, examples) of 2 or more models"
+            )
     if right_a.shape[1] != right_b.shape[1]:
         raise ValueError(f"right_b has {right_b.shape[1]} examples, allowed is {right_a.shape[1]}, as right_a")
 
 
 def accuracy_by_depth(
-    features: Mapping[str, Tensor], y: Int[Tensor, " n"], test: Mapping[str, Tensor], y_test: Int[Tensor, " m"], **options: Any
+    features: Mapping[str, Tensor],
+    y: Int[Tensor, " n"],
+    test: Mapping[str, Tensor],
+    y_test: Int[Tensor, " m"],
+    **options: Any,
 ) -> dict[str, float]:
     """The accuracy of a linear probe on every layer; ``options`` are those of ``linear_probe``."""
     if set(features) != set(test):

@@ -32,7 +32,7 @@ from saigen.papers.analysis.wide_and_deep import (
 from saigen.train import accuracy, cosine, fit, predict
 from saigen.trial import Trial
 
-Shape = tuple[int, float]
+Shape = tuple[int, float | int]
 """Depth and width multiplier."""
 
 
@@ -48,7 +48,7 @@ class Size:
     wide: Shape
     deep: Shape
     peers: tuple[Shape, Shape]
-    """A wider and a deeper network of about the same accuracy, whose errors are compared."""
+    """A shallower and a deeper network of about the same accuracy, whose errors are compared."""
     copies: int
     """Of each of them, from different first weights."""
     cka: int
@@ -60,7 +60,7 @@ class Size:
 
 SIZES = {
     "tiny": Size(40, 80, 40, 4, 20, 0.02, (8, 0.25), (8, 0.5), (14, 0.25), ((8, 0.25), (14, 0.25)), 2, 20, 1, 2),
-    "laptop": Size(100, 1200, 512, 200, 50, 0.02, (14, 0.25), (14, 2), (110, 0.25), ((8, 0.5), (26, 0.25)), 4, 128, 2, 5),
+    "laptop": Size(100, 1200, 512, 200, 50, 0.02, (14, 0.25), (14, 2), (110, 0.25), ((14, 0.375), (26, 0.5)), 4, 128, 2, 5),
     "real": Size(3000, 20_000, 1024, 2000, 128, 0.01, (14, 1), (14, 4), (110, 1), ((14, 2), (56, 1)), 3, 256, 4, 5),
     "full": Size(3000, 50_000, 10_000, 117_000, 128, 0.01, (14, 1), (38, 10), (164, 1), ((14, 2), (56, 1)), 10, 256, 10, 10),
 }  # fmt: skip
@@ -175,14 +175,15 @@ def _inside(block: BlockStructure, count: int) -> Tensor:
 
 
 def block_structure_needs_capacity(trial: Trial) -> dict[str, float]:
-    """One seed: how much of the wide, the deep and the small network is one block, on few data; of the deep on many."""
+    """One seed: how much of the wide, the deep and the small network is one block, on few data; of the wide on many."""
     size = SIZES[trial.scale]
     x, y, test_x, test_y, classes = _data(trial)
     arms = {
         "small": (size.small, size.few),
         "wide": (size.wide, size.few),
         "deep": (size.deep, size.few),
-        "deep_many": (size.deep, len(x)),
+        # the one that has learned many images, too, in so few steps
+        "wide_many": (size.wide, len(x)),
     }
     values: dict[str, float] = {}
     for arm, (shape, count) in arms.items():
@@ -195,7 +196,7 @@ def block_structure_needs_capacity(trial: Trial) -> dict[str, float]:
     return values | {
         "wide_over_small": values["block_wide"] - values["block_small"],
         "deep_over_small": values["block_deep"] - values["block_small"],
-        "few_over_many": values["block_deep"] - values["block_deep_many"],
+        "few_over_many": values["block_wide"] - values["block_wide_many"],
     }
 
 
@@ -285,11 +286,11 @@ def _loss(model: nn.Module, x: Tensor, y: Tensor) -> float:
 
 
 def wide_and_deep_err_differently(trial: Trial) -> dict[str, float]:
-    """One seed: several wide and several deep networks of like accuracy; which test images how many of them have right."""
+    """One seed: several shallow and several deep networks of like accuracy; which test images how many of them have right."""
     size = SIZES[trial.scale]
     x, y, test_x, test_y, classes = _data(trial)
     right, values = [], {}
-    for arm, shape in zip(("wide", "deep"), size.peers, strict=True):
+    for arm, shape in zip(("shallow", "deep"), size.peers, strict=True):
         trained = [_trained(trial, shape, x[: size.few], y[: size.few], classes, copy) for copy in range(size.copies)]
         right.append(torch.stack([predict(model, test_x).argmax(1) == test_y for model, _ in trained]))
         values[f"accuracy_{arm}"] = right[-1].double().mean().item()
@@ -299,5 +300,5 @@ def wide_and_deep_err_differently(trial: Trial) -> dict[str, float]:
         "beyond_chance": found.variance / max(found.chance, 1e-6),
         "variance": found.variance,
         "chance": found.chance,
-        "accuracy_gap": values["accuracy_wide"] - values["accuracy_deep"],
+        "accuracy_gap": values["accuracy_shallow"] - values["accuracy_deep"],
     }
