@@ -49,7 +49,7 @@ def tensor(name):
 
 
 def four_sums(k, l):
-    """HSIC_1 as a U-statistic over all quadruples of different examples (Song et al., 2012, equation 4 written out)."""
+    """HSIC_1 as a U-statistic over all quadruples of different examples (Song et al., 2012)."""
     total, count = 0.0, 0
     for i, j, q, r in itertools.permutations(range(len(k)), 4):
         total += k[i, j] * (l[i, j] + l[q, r] - 2 * l[i, q])
@@ -58,7 +58,7 @@ def four_sums(k, l):
 
 
 def traces(k, l):
-    """Equation 3 as it stands."""
+    """The traces as they stand."""
     n, one = len(k), np.ones(len(k))
     k, l = k - np.diag(np.diag(k)), l - np.diag(np.diag(l))
     middle = one @ k @ one * (one @ l @ one) / ((n - 1) * (n - 2))

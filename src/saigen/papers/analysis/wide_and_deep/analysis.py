@@ -197,9 +197,9 @@ def cka_matrix(
                     kept.append(recorder.take())
                 if sums is None:
                     names = [tuple(layer) for layer in kept]
-                    sums = MinibatchCKA(len(names[0]), None if other is None else len(names[1]))
-                sums.update_grams(*(torch.stack(list(layer.values())).cpu() for layer in kept))
-    return Similarity(sums.compute(), names[0], names[-1])
+                    sums = MinibatchCKA(len(names[0]), None if other is None else len(names[1])).to(_device(model, x))
+                sums.update_grams(*(torch.stack(list(layer.values())) for layer in kept))
+    return Similarity(sums.compute().cpu(), names[0], names[-1])
 
 
 def principal_components(
@@ -274,7 +274,7 @@ def linear_probe(
 ) -> Int[Tensor, " m"]:
     """What a linear classifier on a layer's activations ``train`` predicts for those of ``test``, after the last epoch.
 
-    Trained as in the official code: SGD with momentum 0.9 at a constant rate, Glorot's place taken by He's normal start.
+    Trained as in the official code, from He-normal weights: SGD with momentum 0.9 at a constant rate.
     ``pool`` takes the maximum over 2x2 places first. Raises ``ValueError`` for lengths that differ and settings out of range.
 
     >>> x = torch.cat([torch.zeros(20, 2), torch.ones(20, 2)])

@@ -184,6 +184,7 @@ def examples() -> Iterator[Example]:
             (lambda: cka_matrix(cifar_resnet_v1(8), torch.rand(8, 3, 8, 8), batch_size=4, passes=0), "passes is 0"),
             (lambda: cka_matrix(cifar_resnet_v1(8), torch.rand(8, 3, 8, 8), batch_size=4, remove=-1), "remove is -1"),
             (lambda: MinibatchCKA(0), "layers is 0"),
+            (lambda: MinibatchCKA(1).update([]), "1 or more"),
             (lambda: MinibatchCKA(2).update([torch.rand(5, 2)]), "activations has 1 layers"),
             (lambda: MinibatchCKA(1).update([torch.rand(5, 2)], [torch.rand(5, 2)]), "others is given"),
             (lambda: MinibatchCKA(1, 1).update([torch.rand(5, 2)], [torch.rand(6, 2)]), "same batch"),

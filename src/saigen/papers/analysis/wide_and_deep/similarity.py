@@ -2,11 +2,11 @@
 
 X (n, p) are the activations of a layer for n examples and K = X X' their Gram matrix. With the diagonal at zero,
 
-    HSIC_1(K, L) = [tr(K L) + 1'K1 1'L1 / ((n-1)(n-2)) - 2 / (n-2) 1'K L1] / (n (n-3))           (equation 3)
+    HSIC_1(K, L) = [tr(K L) + 1'K1 1'L1 / ((n-1)(n-2)) - 2 / (n-2) 1'K L1] / (n (n-3))
 
 is an unbiased estimate of the dependence of two kernels, so that its mean over minibatches is one too, whatever their size:
 
-    CKA(X, Y) = mean HSIC_1(K, L) / sqrt(mean HSIC_1(K, K) mean HSIC_1(L, L))                     (equation 2)
+    CKA(X, Y) = mean HSIC_1(K, L) / sqrt(mean HSIC_1(K, K) mean HSIC_1(L, L))
 
 HSIC_1 is the inner product of the U-centred matrices, K~_ij = K_ij - c_i - c_j with c chosen so that rows sum to zero
 beside a zero diagonal (Székely and Rizzo, 2014). That is all that has to be kept of a layer: n (n-1) / 2 numbers.
@@ -14,6 +14,7 @@ beside a zero diagonal (Székely and Rizzo, 2014). That is all that has to be ke
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -61,17 +62,17 @@ def u_center(matrix: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
     n = len(matrix)
     if n < 4:
         raise ValueError(f"a batch has {n} examples, allowed are 4 or more: HSIC_1 divides by n (n - 3)")
-    hollow = matrix - torch.diag(matrix.diagonal())
+    apart = 1.0 - torch.eye(n, dtype=matrix.dtype, device=matrix.device)
+    hollow = matrix * apart
     shift = hollow.sum(1) / (n - 2)
     shift = shift - shift.sum() / (2 * (n - 1))
-    centred = hollow - shift[:, None] - shift
-    return centred - torch.diag(centred.diagonal())
+    return (hollow - shift[:, None] - shift) * apart
 
 
 def unbiased_hsic(
     x: Float[Tensor, "n ..."], y: Float[Tensor, "n ..."], kernel: str = "linear", bandwidth: Number = 1.0
 ) -> Float[Tensor, ""]:
-    """HSIC_1 of two sets of activations of the same examples; equation 3. It may be slightly negative.
+    """HSIC_1 of two sets of activations of the same examples. It may be slightly negative.
 
     >>> x = torch.randn(50, 8, generator=torch.Generator().manual_seed(0))
     >>> bool(unbiased_hsic(x, x) > 10 * unbiased_hsic(x, x.roll(1, 0)).abs())
@@ -122,6 +123,13 @@ def unit_norm(x: Float[Tensor, "n ..."]) -> Float[Tensor, "n d"]:
     return nn.functional.normalize(x.flatten(1), dim=1)
 
 
+@lru_cache(maxsize=8)
+def _above_diagonal(n: int, device: torch.device) -> Tensor:
+    """Where the entries above the diagonal stand in a flattened (n, n) matrix."""
+    return torch.ones(n, n, dtype=torch.bool, device=device).triu(1).flatten().nonzero()[:, 0]
+
+
+@torch.no_grad()
 def centred_gram(x: Float[Tensor, "n ..."], *, remove: int = 0) -> Float[Tensor, " m"]:
     """What minibatch CKA keeps of a layer: the n (n-1) / 2 entries of K~ above the diagonal, float64.
 
@@ -131,8 +139,7 @@ def centred_gram(x: Float[Tensor, "n ..."], *, remove: int = 0) -> Float[Tensor,
     if remove:
         values, vectors = _components(matrix, remove)
         matrix = matrix - (vectors * values) @ vectors.T
-    rows, columns = torch.triu_indices(len(matrix), len(matrix), 1, device=matrix.device)
-    return u_center(matrix)[rows, columns]
+    return u_center(matrix).flatten().index_select(0, _above_diagonal(len(matrix), matrix.device))
 
 
 class MinibatchCKA(nn.Module):
@@ -169,7 +176,12 @@ class MinibatchCKA(nn.Module):
         Raises ``ValueError`` for another number of layers, another number of examples, and less than 4.
         """
         both = [activations] if others is None else [activations, others]
-        self.update_grams(*(torch.stack([centred_gram(x) for x in layers]) for layers in both if len(layers)))
+        counts = sorted({len(x) for layers in both for x in layers})
+        if len(counts) != 1 or not all(len(layers) for layers in both):
+            raise ValueError(
+                f"activations are of {counts} examples, allowed is the same batch for all layers, 1 or more"
+            )
+        self.update_grams(*(torch.stack([centred_gram(x) for x in layers]) for layers in both))
 
     @torch.no_grad()
     def update_grams(self, grams: Float[Tensor, "l m"], others: Float[Tensor, "k m"] | None = None) -> None:
