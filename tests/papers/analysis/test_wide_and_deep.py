@@ -85,6 +85,14 @@ def test_centring_makes_rows_sum_to_zero_and_forgets_shifts():
     assert torch.allclose(u_center(gram((x + 3000).float())), centred, atol=0.02)
 
 
+@pytest.mark.parametrize("shape", [(64, 2048), (65, 2100), (3, 50_000)])
+def test_large_products_in_blocks_are_the_whole(shape):
+    x = draw(*shape) + 1
+    rows = x - x.mean(0)
+    assert torch.allclose(gram(x), rows @ rows.T, rtol=1e-12, atol=1e-9)
+    assert torch.equal(gram(x), gram(x).T)
+
+
 def test_no_bias_and_the_biased_estimate_has_one():
     draws = [(draw(12, 30, seed=2 * s), draw(12, 30, seed=2 * s + 1)) for s in range(400)]
     hsic = torch.stack([unbiased_hsic(x, y) for x, y in draws])

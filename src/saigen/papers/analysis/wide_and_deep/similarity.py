@@ -33,6 +33,15 @@ def _rows(x: Tensor, name: str = "x") -> Tensor:
     return x - x.mean(0)
 
 
+def _outer(x: Tensor) -> Tensor:
+    """X X', of a large X in blocks: that below the diagonal is that above it, a quarter of the work."""
+    if x.numel() < 2**17:
+        return x @ x.T
+    first, second = x.tensor_split(2)
+    across = first @ second.T
+    return torch.cat([torch.cat([first @ first.T, across], 1), torch.cat([across.T, second @ second.T], 1)])
+
+
 def gram(x: Float[Tensor, "n ..."], kernel: str = "linear", bandwidth: Number = 1.0) -> Float[Tensor, "n n"]:
     """The Gram matrix of the rows of ``x`` in float64: linear, of the mean-centred rows, or Gaussian.
 
@@ -45,7 +54,7 @@ def gram(x: Float[Tensor, "n ..."], kernel: str = "linear", bandwidth: Number = 
         raise ValueError(f"bandwidth is {bandwidth}, allowed is bandwidth > 0")
     x = _rows(x)
     with torch.autocast(x.device.type, enabled=False):
-        product = (x @ x.T).double()
+        product = _outer(x).double()
     if kernel == "linear":
         return product
     square = product.diagonal()
