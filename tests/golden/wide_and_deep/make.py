@@ -18,7 +18,8 @@ import torch.nn.functional as F
 rng = np.random.RandomState(0)
 variables: dict[str, torch.Tensor] = {}
 layers: list[tuple[str, torch.Tensor]] = []
-IMAGES = torch.from_numpy(rng.rand(2, 32, 32, 3))
+# grey levels and short fractions, so that the file stays small
+IMAGES = torch.from_numpy(np.round(255 * rng.rand(2, 32, 32, 3)) / 255)
 
 
 class Variable(np.ndarray):
@@ -48,7 +49,8 @@ def record(kind, output):
 
 def variable(kind, part, *shape, positive=False):
     number = sum(name.startswith(kind) and name.endswith(f"/{part}:0") for name in variables)
-    value = torch.from_numpy(0.5 + rng.rand(*shape) if positive else 0.4 * rng.randn(*shape)).requires_grad_()
+    drawn = 0.5 + rng.rand(*shape) if positive else 0.4 * rng.randn(*shape)
+    value = torch.from_numpy(np.round(256 * drawn) / 256).requires_grad_()
     variables[f"{kind}_{number}/{part}:0" if number else f"{kind}/{part}:0"] = value
     return value
 
@@ -172,7 +174,7 @@ def main(checkout):
 
     logits = resnet(14, 0.125, 1e-4, 10).outputs
     logits.square().sum().backward()
-    arrays |= {"images": IMAGES.numpy(), "logits": logits.detach().numpy()}
+    arrays |= {"images": np.round(255 * IMAGES.numpy()).astype(np.uint8), "logits": logits.detach().numpy()}
     arrays |= {"kinds": np.array([kind for kind, _ in layers])}
     arrays |= {"means": np.array([x.mean().item() for _, x in layers])}
     arrays |= {"deviations": np.array([x.std().item() for _, x in layers])}

@@ -237,7 +237,7 @@ def test_network_equals_the_official_code():
     model.load_state_dict(model.convert_state_dict(theirs), strict=False)
     missing = set(model.state_dict()) - set(model.convert_state_dict(theirs))
     assert all(name.endswith("num_batches_tracked") for name in missing)
-    images = tensor("images").permute(0, 3, 1, 2)
+    images = tensor("images").double().permute(0, 3, 1, 2) / 255
     with ActivationRecorder(model, ["input", *ActivationRecorder(model).modules]) as recorder:
         logits = model(images)
     assert torch.allclose(logits, tensor("logits"), rtol=1e-9)
