@@ -1,9 +1,10 @@
 """Golden vectors of the official code (google-research/google-research): python make.py CHECKOUT.
 
 CHECKOUT holds the folder do_wide_and_deep_networks_learn_the_same_things. Its efficient_CKA.py and resnet_cifar.py are
-TensorFlow; they are run as they are, on a stand-in for the few functions and Keras layers that they call, each written here
-with NumPy or PyTorch in float64: what is recorded is how the official code puts them together. Keras layers compute at once,
-on the images that ``Input`` gives, with random weights that are recorded beside the results.
+TensorFlow; they are run on a stand-in for the few functions and Keras layers that they call, each written here with NumPy or
+PyTorch in float64: what is recorded is how the official code puts them together. Keras layers compute at once, on the images
+that ``Input`` gives, with random weights that are recorded beside the results. The vectors here were made from the text of the
+two files without their comments and without ``train_step``, which nothing calls.
 """
 
 import importlib
