@@ -8,6 +8,7 @@ meshes, the removed ``torch.solve``, and torchdiffeq, which nothing here calls. 
 formula in the order of their names; the test fills ours likewise.
 """
 
+import itertools
 import os
 import sys
 import types
@@ -30,7 +31,7 @@ class Wavefront:
         for line in lines:
             if line[:1] == ["f"]:
                 corners = [int(corner.split("/")[0]) - 1 for corner in line[1:]]
-                faces += [[corners[0], *pair] for pair in zip(corners[1:], corners[2:], strict=False)]
+                faces += [[corners[0], *pair] for pair in itertools.pairwise(corners[1:])]
         self.mesh_list = [types.SimpleNamespace(faces=faces)]
 
 
@@ -102,7 +103,14 @@ def main(checkout: str) -> None:
         "chain": ChainPendulum(3), "coupled": CoupledPendulum(3, m=None), "magnet": MagnetPendulum(), "gyroscope": Gyroscope(),
         "rotor": Rotor(),
     }  # fmt: skip
-    shapes = {"chain": (3, 2), "coupled": (3, 3), "magnet": (1, 3), "gyroscope": (4, 3), "rotor": (4, 3), "rods": (4, 2)}
+    shapes = {
+        "chain": (3, 2),
+        "coupled": (3, 3),
+        "magnet": (1, 3),
+        "gyroscope": (4, 3),
+        "rotor": (4, 3),
+        "rods": (4, 2),
+    }
     graphs = {**{name: system.body_graph for name, system in systems.items()}, "rods": rods}
     values = {}
 

@@ -74,7 +74,9 @@ class BodyGraph:
         if not mass > 0.0:
             raise ValueError(f"mass is {mass}, allowed is a number above 0")
         if len(moments) > self.dim:
-            raise ValueError(f"moments has {len(moments)} entries, allowed are at most {self.dim}, one an axis of space")
+            raise ValueError(
+                f"moments has {len(moments)} entries, allowed are at most {self.dim}, one an axis of space"
+            )
         if not all(moment > 0.0 for moment in moments):
             raise ValueError(f"moments is {list(moments)}, allowed are numbers above 0")
         body = Body(len(moments), float(mass), moments, self.num_points)
@@ -86,9 +88,7 @@ class BodyGraph:
                 self._bar({other: 1.0, end: -1.0}, math.sqrt(2.0))
         return len(self.bodies) - 1
 
-    def distance(
-        self, a: int, b: int, length: float, at_a: Sequence[float] = (), at_b: Sequence[float] = ()
-    ) -> None:
+    def distance(self, a: int, b: int, length: float, at_a: Sequence[float] = (), at_b: Sequence[float] = ()) -> None:
         """Keeps ``length`` between two bodies, |x_a - x_b|^2 = l^2: their centres, or places in their body frames."""
         if a == b:
             raise ValueError(f"b is {b}, allowed is a body other than a")
@@ -243,6 +243,18 @@ class Constraints(nn.Module):
         """The constraints in the precision of ``x``."""
         return Rows(*(getattr(self, name).to(x) for name in Rows._fields))
 
+    @torch.no_grad()
+    def repeat(self, x: Float[Tensor, "b n d"]) -> bool:
+        """True where some constraint's gradient lies in the span of the others', at any of the positions."""
+        x = x[x.flatten(1).isfinite().all(1)].double()
+        rows = self.like(x)
+        u = rows.directions(x)
+        gram = (rows.rows @ rows.rows.mT) * (u @ u.mT)
+        factor, failed = torch.linalg.cholesky_ex(gram)
+        # Each pivot is the square of the sine between a gradient and the span of those before it, times its length.
+        sine = factor.diagonal(dim1=-2, dim2=-1).square() / gram.diagonal(dim1=-2, dim2=-1)
+        return bool(failed.any()) or bool((sine < 1e-10).any())
+
     def mass_matrix(self, moments: Float[Tensor, "n"]) -> Float[Tensor, "n n"]:
         """M = E diag(moments) E^T: M_00 = m + sum I_i, M_0i = -I_i, M_ii = I_i within a body."""
         basis = self.mass_basis.to(moments)
@@ -251,7 +263,9 @@ class Constraints(nn.Module):
     def inverse_mass_matrix(self, moments: Float[Tensor, "n"]) -> Float[Tensor, "n n"]:
         """M^-1: (sum_a p_a) / m for every point of a body, and p_i / I_i more for the end of axis i."""
         # E^-T is E with the signs turned and transposed: each body's is one level deep.
-        basis = (2.0 * torch.eye(len(moments), device=moments.device, dtype=moments.dtype) - self.mass_basis.to(moments)).mT
+        basis = (
+            2.0 * torch.eye(len(moments), device=moments.device, dtype=moments.dtype) - self.mass_basis.to(moments)
+        ).mT
         return (basis / moments) @ basis.mT
 
 

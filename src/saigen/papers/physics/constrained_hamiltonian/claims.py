@@ -138,7 +138,9 @@ def _judge(system: System, model: torch.nn.Module, cartesian: bool, test: Tensor
     """Errors over the test trajectories; energy and constraints, which the errors contain, apart."""
     start = test[:, 0]
     steps = {"substeps": 4} if size.rollout == "rk4" else {}
-    predicted = model.integrate(start if cartesian else system.to_generalised(start), system.times, size.rollout, **steps)
+    predicted = model.integrate(
+        start if cartesian else system.to_generalised(start), system.times, size.rollout, **steps
+    )
     if not cartesian:
         predicted = system.to_cartesian(predicted)
     error = geometric_mean_error(relative_error(predicted, test))

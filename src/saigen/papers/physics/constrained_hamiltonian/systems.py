@@ -150,7 +150,10 @@ class ChainPendulum(System):
         _whole(links=links)
         draws, masses = _uniform(links, 0)
         lengths = [0.6 + 0.8 * draws.rand() for _ in range(links)][::-1]
-        masses, self.lengths = masses if mass is None else links * [mass], lengths if length is None else links * [length]
+        masses, self.lengths = (
+            masses if mass is None else links * [mass],
+            lengths if length is None else links * [length],
+        )
         self.graph = BodyGraph(2)
         for i in range(links):
             self.graph.point(masses[i])
@@ -397,10 +400,10 @@ def chunks(
     return trajectories[torch.arange(count).unsqueeze(1), at]
 
 
-def relative_error(
-    predicted: Float[Tensor, "b T 2 n d"], true: Float[Tensor, "b T 2 n d"]
-) -> Float[Tensor, "b T"]:
+def relative_error(predicted: Float[Tensor, "b T 2 n d"], true: Float[Tensor, "b T 2 n d"]) -> Float[Tensor, "b T"]:
     """|z' - z| / |z' + z| at each time: 1 where there is nothing in common. What is not finite counts as 1."""
+    if predicted.shape != true.shape:
+        raise ValueError(f"predicted has shape {tuple(predicted.shape)}, allowed is {tuple(true.shape)}, that of true")
     found = (predicted - true).flatten(2).norm(dim=2) / (predicted + true).flatten(2).norm(dim=2)
     return torch.where(found.isfinite(), found, torch.ones_like(found))
 
