@@ -540,6 +540,7 @@ def test_chunks_are_pieces_of_their_trajectories():
         (lambda: CHNN(two_rods(), 0), "hidden is 0"),
         (lambda: CHNN(two_rods(), layers=0), "layers is 0"),
         (lambda: CHNN(two_rods()).integrate(torch.zeros(1, 2, 3, 2), torch.zeros(1)), "z0 has shape"),
+        (lambda: HNN(2).float().integrate(torch.zeros(1, 2, 2), torch.zeros(1)), "z0 is torch.float64"),
         (lambda: HNN(0), "q_dim is 0"),
         (lambda: HNN(2, angular_dims=(2,)), "angular_dims is"),
         (lambda: HNN(2).integrate(torch.zeros(1, 2, 3), torch.zeros(1)), "z0 has shape"),

@@ -187,7 +187,7 @@ def _minus(a: dict[int, float], b: dict[int, float]) -> dict[int, float]:
 
 
 class Rows(NamedTuple):
-    """The constraints in the precision and on the device of a rollout; every method takes and gives batches."""
+    """The constraints in the precision and on the device of a rollout."""
 
     rows: Tensor
     anchors: Tensor
@@ -195,27 +195,32 @@ class Rows(NamedTuple):
     basis: Tensor
     squares: Tensor
 
-    def directions(self, x: Float[Tensor, "*b n d"]) -> Float[Tensor, "*b C d"]:
-        """u, the derivative of each constraint by its y."""
-        return self.gain * (self.rows @ x - self.anchors) + self.basis
 
-    def rates(self, v: Float[Tensor, "*b n d"]) -> Float[Tensor, "*b C d"]:
-        """du/dt."""
-        return self.gain * (self.rows @ v)
+def directions(c: Rows, x: Float[Tensor, "*b n d"]) -> Float[Tensor, "*b C d"]:
+    """u, the derivative of each constraint by its y."""
+    return c.gain * (c.rows @ x - c.anchors) + c.basis
 
-    def along(self, u: Float[Tensor, "*b C d"], w: Float[Tensor, "*b n d"]) -> Float[Tensor, "*b C"]:
-        """G^T w, with G the Jacobian whose directions are u."""
-        return (u * (self.rows @ w)).sum(-1)
 
-    def pull(self, u: Float[Tensor, "*b C d"], multipliers: Float[Tensor, "*b C"]) -> Float[Tensor, "*b n d"]:
-        """G lambda."""
-        return self.rows.mT @ (multipliers.unsqueeze(-1) * u)
+def rates(c: Rows, v: Float[Tensor, "*b n d"]) -> Float[Tensor, "*b C d"]:
+    """du/dt."""
+    return c.gain * (c.rows @ v)
 
-    def residual(self, x: Float[Tensor, "*b n d"], v: Float[Tensor, "*b n d"]) -> Float[Tensor, "*b 2 C"]:
-        """Phi and its time derivative."""
-        y = self.rows @ x - self.anchors
-        phi = (y * (0.5 * self.gain * y + self.basis)).sum(-1) - self.squares
-        return torch.stack((phi, self.along(self.gain * y + self.basis, v)), -2)
+
+def along(c: Rows, u: Float[Tensor, "*b C d"], w: Float[Tensor, "*b n d"]) -> Float[Tensor, "*b C"]:
+    """G^T w, with G the Jacobian whose directions are u."""
+    return (u * (c.rows @ w)).sum(-1)
+
+
+def pull(c: Rows, u: Float[Tensor, "*b C d"], multipliers: Float[Tensor, "*b C"]) -> Float[Tensor, "*b n d"]:
+    """G lambda."""
+    return c.rows.mT @ (multipliers.unsqueeze(-1) * u)
+
+
+def residual(c: Rows, x: Float[Tensor, "*b n d"], v: Float[Tensor, "*b n d"]) -> Float[Tensor, "*b 2 C"]:
+    """Phi and its time derivative."""
+    y = c.rows @ x - c.anchors
+    phi = (y * (0.5 * c.gain * y + c.basis)).sum(-1) - c.squares
+    return torch.stack((phi, along(c, c.gain * y + c.basis, v)), -2)
 
 
 class Constraints(nn.Module):
@@ -248,7 +253,7 @@ class Constraints(nn.Module):
         """True where some constraint's gradient lies in the span of the others', at any of the positions."""
         x = x[x.flatten(1).isfinite().all(1)].double()
         rows = self.like(x)
-        u = rows.directions(x)
+        u = directions(rows, x)
         gram = (rows.rows @ rows.rows.mT) * (u @ u.mT)
         factor, failed = torch.linalg.cholesky_ex(gram)
         # Each pivot is the square of the sine between a gradient and the span of those before it, times its length.
@@ -273,7 +278,7 @@ def constraint_residual(
     graph: BodyGraph, x: Float[Tensor, "b n d"], v: Float[Tensor, "b n d"]
 ) -> Float[Tensor, "b 2 C"]:
     """Phi(x) and its time derivative, by how much each constraint is broken."""
-    return Constraints(graph).like(x).residual(x, v)
+    return residual(Constraints(graph).like(x), x, v)
 
 
 def constraint_jacobian(
@@ -281,7 +286,7 @@ def constraint_jacobian(
 ) -> tuple[Float[Tensor, "b n d C"], Float[Tensor, "b n d C"]]:
     """G = dPhi/dx and its time derivative, which is d(Phi_dot)/dx as well; d(Phi_dot)/dv is G."""
     rows = Constraints(graph).like(x)
-    return tuple(torch.einsum("cn,bcd->bndc", rows.rows, u) for u in (rows.directions(x), rows.rates(v)))
+    return tuple(torch.einsum("cn,bcd->bndc", rows.rows, u) for u in (directions(rows, x), rates(rows, v)))
 
 
 def project_onto_constraints(
@@ -316,9 +321,11 @@ def newton(
     moving = torch.arange(len(z), device=z.device)
     for _ in range(max_steps):
         x, v = z[moving].unbind(1)
-        psi = rows.residual(x, v).flatten(1)
+        psi = residual(rows, x, v).flatten(1)
         violation[moving] = psi.square().mean(1).sqrt()
-        g, g_dot = (torch.einsum("cn,bcd->bcnd", rows.rows, u).flatten(2) for u in (rows.directions(x), rows.rates(v)))
+        g, g_dot = (
+            torch.einsum("cn,bcd->bcnd", rows.rows, u).flatten(2) for u in (directions(rows, x), rates(rows, v))
+        )
         jacobian = torch.cat((torch.cat((g, torch.zeros_like(g)), 2), torch.cat((g_dot, g), 2)), 1)
         finite = psi.isfinite().all(1)
         moving, psi, jacobian = moving[finite], psi[finite], jacobian[finite]

@@ -4,6 +4,7 @@ Trajectories are integrated on the spot, so that every scale is real data; what 
 the steps. Full is the setting of the official Lightning script: 800 trajectories, 2,000 epochs of 4 batches, 256 units.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -33,19 +34,33 @@ class Size:
     hidden: int
     few: int
     """Trajectories of the constrained network where the other has ten times as many."""
-    rollout: str = "rk4"
+    short: bool = True
+    """Few steps, and so faster ones; otherwise rate, clipping and rollouts are the official ones."""
+    truth: str = "dopri5"
+    substeps: int = 4
+    """Runge-Kutta steps between two samples of a judged rollout of a short training."""
 
 
 SIZES = {
-    "tiny": Size(20, 4, 10, 20, 8, few=4),
-    "laptop": Size(200, 50, 600, 100, 64, few=80),
-    "real": Size(800, 100, 2_000, 200, 256, few=80, rollout="dopri5"),
-    "full": Size(800, 100, 8_000, 200, 256, few=80, rollout="dopri5"),
+    "tiny": Size(20, 4, 10, 20, 8, few=4, truth="rk4", substeps=1),
+    "laptop": Size(200, 30, 200, 100, 64, few=80),
+    "real": Size(800, 100, 2_000, 200, 256, few=80, short=False),
+    "full": Size(800, 100, 8_000, 200, 256, few=80, short=False),
 }
 LENGTH = 5
+WORST = 1e6
+"""What a diverged energy, violation or loss counts as."""
 CARTESIAN = ("CHNN", "CLNN")
-RATES = {"CHNN": 3e-3, "CLNN": 3e-3, "HNN": 3e-3, "DeLaN": 3e-3, "NeuralODE": 3e-3}
-"""Learning rates: the official 3e-3."""
+CLIP = 1.0
+"""The largest norm of a gradient, for every network alike."""
+RATES = {
+    "ChainPendulum": {"CHNN": 1e-2, "CLNN": 1e-2, "HNN": 1e-2, "DeLaN": 1e-2, "NeuralODE": 1e-2},
+    "Gyroscope": {"CHNN": 3e-2, "HNN": 1e-2},
+    "Rotor": {"CHNN": 3e-2, "HNN": 1e-2},
+}
+"""Learning rates of the short trainings: of 3e-3, 1e-2 and 3e-2 the one with the least error in pilots of other seeds, none of
+which diverged. On pendulums HNN was a little better at 3e-2, and diverged there for one seed in three."""
+OFFICIAL_RATE = 3e-3
 
 
 def pendulums_roll_out_with_less_error(trial: Trial) -> dict[str, float]:
@@ -101,12 +116,10 @@ def _named(arm: str, values: dict[str, float]) -> dict[str, float]:
 
 def _trajectories(trial: Trial, system: System, count: int) -> tuple[Tensor, Tensor]:
     """Chunks to train on, and true trajectories from states along others to test on, in float64."""
-    name = type(system).__name__
-    generator = trial.generator(f"{name} training")
-    train = chunks(system.trajectories(count, generator), LENGTH, generator)
-    generator = trial.generator(f"{name} test")
-    start = chunks(system.trajectories(SIZES[trial.scale].test, generator), LENGTH, generator)[:, 0]
-    return train, system.follow(start, system.times)
+    size = SIZES[trial.scale]
+    generator = trial.generator(f"{type(system).__name__} of {system.graph.num_points}")
+    found = chunks(system.trajectories(count + size.test, generator, size.truth), LENGTH, generator)
+    return found[:count], system.follow(found[count:, 0], system.times, size.truth)
 
 
 def _arm(trial: Trial, system: System, network: str, train: Tensor, test: Tensor) -> dict[str, float]:
@@ -117,11 +130,12 @@ def _arm(trial: Trial, system: System, network: str, train: Tensor, test: Tensor
     cartesian = network in CARTESIAN
     data = (train if cartesian else system.to_generalised(train)).float()
     t = system.times[:LENGTH].float().to(trial.device)
-    name = f"{type(system).__name__} {network}"
+    name = f"{type(system).__name__} of {system.graph.num_points} {network}"
+    rate = RATES[type(system).__name__][network] if size.short else OFFICIAL_RATE
     history = fit(
         model, lambda model, z: (model(z[:, 0], t) - z).abs().mean(), (data,),
-        optimizer=torch.optim.AdamW(model.parameters(), RATES[network], weight_decay=1e-4), steps=size.steps,
-        batch_size=size.batch, seed=trial.seed, schedule=cosine(), device=trial.device,
+        optimizer=torch.optim.AdamW(model.parameters(), rate, weight_decay=1e-4), steps=size.steps,
+        batch_size=size.batch, seed=trial.seed, schedule=cosine(), clip=CLIP if size.short else None, device=trial.device,
         checkpoint=trial.checkpoint(f"{name} {len(train)}"),
         on_step=lambda step, total, _: trial.progress(step, total, name) if step % 100 == 0 else None,
     )  # fmt: skip
@@ -129,26 +143,27 @@ def _arm(trial: Trial, system: System, network: str, train: Tensor, test: Tensor
 
 
 def _last(losses: list[float]) -> float:
-    last = losses[-20:]
-    return sum(last) / len(last)
+    last = sum(losses[-20:]) / len(losses[-20:])
+    return last if math.isfinite(last) else WORST
 
 
 @torch.no_grad()
 def _judge(system: System, model: torch.nn.Module, cartesian: bool, test: Tensor, size: Size) -> dict[str, float]:
     """Errors over the test trajectories; energy and constraints, which the errors contain, apart."""
     start = test[:, 0]
-    steps = {"substeps": 4} if size.rollout == "rk4" else {}
-    predicted = model.integrate(
-        start if cartesian else system.to_generalised(start), system.times, size.rollout, **steps
-    )
+    first = start if cartesian else system.to_generalised(start)
+    if size.short:  # a bounded cost, whatever was learned
+        predicted = model.integrate(first, system.times, substeps=size.substeps)
+    else:
+        predicted = model.integrate(first, system.times, "dopri5")
     if not cartesian:
         predicted = system.to_cartesian(predicted)
     error = geometric_mean_error(relative_error(predicted, test))
     true = system.dynamics()
-    energy = (true.energy(predicted) - true.energy(test)).abs().nan_to_num(1e6, 1e6)
-    broken = true.residual(predicted)[..., 0, :].abs().nan_to_num(1e6, 1e6)
+    energy = (true.energy(predicted) - true.energy(test)).abs().nan_to_num(WORST, WORST)
+    broken = true.residual(predicted)[..., 0, :].abs().nan_to_num(WORST, WORST)
     return {
         "error": error.log().mean().exp().item(),
-        "energy_error": energy.clamp(max=1e6).mean().item(),
-        "violation": broken.clamp(max=1e6).mean().item(),
+        "energy_error": energy.clamp(max=WORST).mean().item(),
+        "violation": broken.clamp(max=WORST).mean().item(),
     }

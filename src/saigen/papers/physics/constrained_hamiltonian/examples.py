@@ -92,7 +92,7 @@ print(geometric_mean_error(relative_error(model.integrate(z0, top.times, substep
         wrong=(
             (lambda: network_for("Top"), "system"),
             (lambda: network_for("Gyroscope", "LNN"), "network"),
-            (lambda: CLNN(_graph(), 4).integrate(torch.zeros(1, 2, 3, 2), torch.zeros(2), "euler"), "method"),
+            (lambda: CLNN(_graph(), 4).integrate(*_rollout_of(3, 2)(torch.Generator()), "euler"), "method"),
         ),
     )
     for network, name in ((HNN, "hnn"), (DeLaN, "delan"), (NeuralODE, "neural_ode")):

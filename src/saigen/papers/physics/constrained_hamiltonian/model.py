@@ -20,7 +20,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from saigen.papers.physics.constrained_hamiltonian.bodies import BodyGraph, Constraints, Rows
+from saigen.papers.physics.constrained_hamiltonian.bodies import (
+    BodyGraph,
+    Constraints,
+    Rows,
+    along,
+    directions,
+    pull,
+    rates,
+    residual,
+)
 from saigen.papers.physics.constrained_hamiltonian.networks import CosSin, TanhNet
 from saigen.papers.physics.constrained_hamiltonian.solver import Field, rollout
 
@@ -56,11 +65,16 @@ class Dynamics(nn.Module):
         """Positions and velocities at the times ``t`` (in seconds), from ``z0`` at the first of them.
 
         ``rk4`` steps from time to time (``substeps`` to each) and is what training differentiates; ``dopri5`` chooses its
-        steps for a relative tolerance of ``tol`` and gives no gradient. Below 1e-5 make the model ``double()``.
+        steps for a relative tolerance of ``tol`` and gives no gradient. Below 1e-5 make the model ``double()``. Autocast is
+        off inside: rounding would leave the constraints.
         """
         self._check(z0)
-        states = rollout(self.vector_field(z0), self.to_phase(z0), t, method, tol=tol, substeps=substeps)
-        return self.from_phase(states)
+        own = next((parameter.dtype for parameter in self.parameters()), z0.dtype)
+        if z0.dtype != own:
+            raise ValueError(f"z0 is {z0.dtype}, allowed is {own}, the precision of the model")
+        with torch.autocast(z0.device.type, enabled=False):
+            states = rollout(self.vector_field(z0), self.to_phase(z0), t, method, tol=tol, substeps=substeps)
+            return self.from_phase(states)
 
     def forward(self, z0: Float[Tensor, "b 2 *state"], t: Float[Tensor, "T"]) -> Float[Tensor, "b T 2 *state"]:
         """The rollout that training compares with the truth: RK4, a step from each time to the next."""
@@ -92,22 +106,19 @@ def symplectic_projection(d_psi: Float[Tensor, "*b z k"], f: Float[Tensor, "*b z
     return f - (turned @ torch.linalg.solve(d_psi.mT @ turned, d_psi.mT @ f.unsqueeze(-1))).squeeze(-1)
 
 
-class _Solver:
-    """Solves A lambda = r for A = G^T M^-1 G, given once a state."""
+def _factor(a: Tensor, redundant: bool) -> Tensor:
+    """What solves A lambda = r for A = G^T M^-1 G, computed once a state."""
+    return torch.linalg.pinv(a, hermitian=True) if redundant else torch.linalg.cholesky_ex(a).L
 
-    def __init__(self, a: Tensor, redundant: bool) -> None:
-        self.redundant = redundant
-        self.factor = torch.linalg.pinv(a, hermitian=True) if redundant else torch.linalg.cholesky_ex(a).L
 
-    def __call__(self, r: Tensor) -> Tensor:
-        if self.redundant:
-            return (self.factor @ r.unsqueeze(-1)).squeeze(-1)
-        return torch.cholesky_solve(r.unsqueeze(-1), self.factor).squeeze(-1)
+def _solve(factor: Tensor, r: Tensor, redundant: bool) -> Tensor:
+    r = r.unsqueeze(-1)
+    return (factor @ r if redundant else torch.cholesky_solve(r, factor)).squeeze(-1)
 
 
 def hamiltonian_field(
     x: Float[Tensor, "*b n d"], p: Float[Tensor, "*b n d"], force: Float[Tensor, "*b n d"], m_inv: Float[Tensor, "n n"],
-    constraints: Rows, redundant: bool = False,
+    c: Rows, redundant: bool = False,
 ) -> tuple[Float[Tensor, "*b n d"], Float[Tensor, "*b n d"]]:  # fmt: skip
     """(dx/dt, dp/dt) = P J grad H for ``force`` = -grad V.
 
@@ -115,30 +126,29 @@ def hamiltonian_field(
     B = R^T M^-1 G - G^T M^-1 R: two solves with the C x C matrix A stand for one with 2C x 2C.
     """
     v = m_inv @ p
-    if constraints.rows.shape[0] == 0:
+    if c.rows.shape[0] == 0:
         return v, force
-    u, w = constraints.directions(x), constraints.rates(v)
-    k = constraints.rows @ m_inv @ constraints.rows.mT
-    solve = _Solver(k * (u @ u.mT), redundant)
+    u, w = directions(c, x), rates(c, v)
+    k = c.rows @ m_inv @ c.rows.mT
+    factor = _factor(k * (u @ u.mT), redundant)
     skew = k * (w @ u.mT)
-    b = solve(constraints.along(u, v))
-    r = constraints.along(w, v) + constraints.along(u, m_inv @ force)
-    a = solve(((skew - skew.mT) @ b.unsqueeze(-1)).squeeze(-1) - r)
-    return v - m_inv @ constraints.pull(u, b), force + constraints.pull(u, a) + constraints.pull(w, b)
+    b = _solve(factor, along(c, u, v), redundant)
+    r = along(c, w, v) + along(c, u, m_inv @ force)
+    a = _solve(factor, ((skew - skew.mT) @ b.unsqueeze(-1)).squeeze(-1) - r, redundant)
+    return v - m_inv @ pull(c, u, b), force + pull(c, u, a) + pull(c, w, b)
 
 
 def lagrangian_field(
     x: Float[Tensor, "*b n d"], v: Float[Tensor, "*b n d"], force: Float[Tensor, "*b n d"], m_inv: Float[Tensor, "n n"],
-    constraints: Rows, redundant: bool = False,
+    c: Rows, redundant: bool = False,
 ) -> Float[Tensor, "*b n d"]:  # fmt: skip
     """dv/dt = f - M^-1 G (G^T M^-1 G)^-1 (G^T f + Gdot^T v) for ``force`` = -grad V, f = M^-1 force."""
     f = m_inv @ force
-    if constraints.rows.shape[0] == 0:
+    if c.rows.shape[0] == 0:
         return f
-    u, w = constraints.directions(x), constraints.rates(v)
-    solve = _Solver((constraints.rows @ m_inv @ constraints.rows.mT) * (u @ u.mT), redundant)
-    multipliers = solve(constraints.along(u, f) + constraints.along(w, v))
-    return f - m_inv @ constraints.pull(u, multipliers)
+    u, w = directions(c, x), rates(c, v)
+    factor = _factor((c.rows @ m_inv @ c.rows.mT) * (u @ u.mT), redundant)
+    return f - m_inv @ pull(c, u, _solve(factor, along(c, u, f) + along(c, w, v), redundant))
 
 
 class _Constrained(Dynamics):
@@ -177,11 +187,11 @@ class _Constrained(Dynamics):
             self.potential_net = TanhNet(self.n * self.d, 1, hidden, layers)
 
     def moments(self, like: Tensor) -> Float[Tensor, "n"]:
-        """Mass and inertias in the order of the points, in the precision of ``like``: exp(theta), or those known."""
+        """Mass and inertias in the order of the points: exp(theta), or those known, in the precision of ``like``."""
         if self.d_moments is None:
             return torch.from_numpy(self._moments).to(like)
         theta = torch.cat([theta.flatten() for theta in self.d_moments.values()])
-        return theta[self._order].exp().to(like)
+        return theta[self._order].exp()
 
     def potential(self, x: Float[Tensor, "*b n d"]) -> Float[Tensor, "*b"]:
         """V(x)."""
@@ -203,7 +213,7 @@ class _Constrained(Dynamics):
 
     def residual(self, z: Float[Tensor, "*b 2 n d"]) -> Float[Tensor, "*b 2 C"]:
         """By how much positions and velocities break the constraints: Phi and its time derivative."""
-        return self.constraints.like(z).residual(*z.unbind(-3))
+        return residual(self.constraints.like(z), *z.unbind(-3))
 
     def _check(self, z: Tensor) -> None:
         if z.ndim != 4 or z.shape[1:] != (2, self.n, self.d):
@@ -241,14 +251,11 @@ class CHNN(_Constrained):
     def vector_field(self, z: Tensor) -> Field:
         """(dx/dt, dp/dt) of states (x, p)."""
         m_inv, rows = self._inverse(z), self.constraints.like(z)
+        return lambda s: self._derivative(s, m_inv, rows)
 
-        def field(s: Tensor) -> Tensor:
-            x, p = s.unbind(-3)
-            force = self.force(x).to(x)
-            with torch.autocast(x.device.type, enabled=False):
-                return torch.stack(hamiltonian_field(x, p, force, m_inv, rows, self.redundant), -3)
-
-        return field
+    def _derivative(self, s: Tensor, m_inv: Tensor, rows: Rows) -> Tensor:
+        x, p = s.unbind(-3)
+        return torch.stack(hamiltonian_field(x, p, self.force(x), m_inv, rows, self.redundant), -3)
 
 
 class CLNN(_Constrained):
@@ -257,14 +264,11 @@ class CLNN(_Constrained):
     def vector_field(self, z: Tensor) -> Field:
         """(v, dv/dt) of states (x, v)."""
         m_inv, rows = self._inverse(z), self.constraints.like(z)
+        return lambda s: self._derivative(s, m_inv, rows)
 
-        def field(s: Tensor) -> Tensor:
-            x, v = s.unbind(-3)
-            force = self.force(x).to(x)
-            with torch.autocast(x.device.type, enabled=False):
-                return torch.stack((v, lagrangian_field(x, v, force, m_inv, rows, self.redundant)), -3)
-
-        return field
+    def _derivative(self, s: Tensor, m_inv: Tensor, rows: Rows) -> Tensor:
+        x, v = s.unbind(-3)
+        return torch.stack((v, lagrangian_field(x, v, self.force(x), m_inv, rows, self.redundant)), -3)
 
 
 # Generalised coordinates: the baselines -----------------------------------------------------------------------------
@@ -275,6 +279,8 @@ class _Generalised(Dynamics):
         super().__init__()
         if q_dim < 1:
             raise ValueError(f"q_dim is {q_dim}, allowed is a whole number of at least 1")
+        if not set(angular_dims) <= set(range(q_dim)) or len(set(angular_dims)) != len(angular_dims):
+            raise ValueError(f"angular_dims is {angular_dims}, allowed are numbers from 0 to {q_dim - 1}, each once")
         self.q_dim, self.angular_dims = q_dim, tuple(angular_dims)
 
     def _check(self, z: Tensor) -> None:
@@ -318,7 +324,7 @@ class HNN(_Generalised):
     def momentum(self, z: Float[Tensor, "*b 2 q"]) -> Float[Tensor, "*b q"]:
         """p = M(q) v."""
         q, v = z.unbind(-2)
-        m_inv = self.inverse_mass(q).to(z)
+        m_inv = self.inverse_mass(q)
         return torch.cholesky_solve(v.unsqueeze(-1), torch.linalg.cholesky_ex(m_inv).L).squeeze(-1)
 
     def energy(self, z: Float[Tensor, "*b 2 q"]) -> Float[Tensor, "*b"]:
@@ -333,29 +339,26 @@ class HNN(_Generalised):
     def from_phase(self, s: Tensor) -> Tensor:
         """(q, v) of (q, p)."""
         q, p = s.unbind(-2)
-        return torch.stack((q, (self.inverse_mass(q).to(p) @ p.unsqueeze(-1)).squeeze(-1)), -2)
+        return torch.stack((q, (self.inverse_mass(q) @ p.unsqueeze(-1)).squeeze(-1)), -2)
+
+    def _cotangent(self, raw: Tensor, p: Tensor) -> Tensor:
+        """d(p^T M^-1 p / 2) / d(output) of the network."""
+        return (((self._triangle(raw).mT @ p) @ p.mT) * self._slope(raw)).flatten(-2)
 
     def _kinetic(self, q: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
         """L(q), and the gradient by q of p^T M^-1(q) p / 2 at constant p."""
-        along = p.unsqueeze(-1)
-
-        def cotangent(raw: Tensor) -> Tensor:
-            lower = self._triangle(raw).to(p)
-            return (((lower.mT @ along) @ along.mT) * self._slope(raw)).flatten(-2).to(raw)
-
-        raw, gradient = self.mass_net.pull(q, cotangent)
-        return self._triangle(raw).to(p), gradient.to(p)
+        raw, gradient = self.mass_net.pull(q, lambda raw: self._cotangent(raw, p.unsqueeze(-1)))
+        return self._triangle(raw), gradient
 
     def vector_field(self, z: Tensor) -> Field:
         """(M^-1 p, -dH/dq) of states (q, p)."""
+        return self._derivative
 
-        def field(s: Tensor) -> Tensor:
-            q, p = s.unbind(-2)
-            lower, kinetic = self._kinetic(q, p)
-            rate = (lower @ (lower.mT @ p.unsqueeze(-1))).squeeze(-1) + EPSILON * p
-            return torch.stack((rate, -self.potential_net.pull(q)[1].to(p) - kinetic), -2)
-
-        return field
+    def _derivative(self, s: Tensor) -> Tensor:
+        q, p = s.unbind(-2)
+        lower, kinetic = self._kinetic(q, p)
+        rate = (lower @ (lower.mT @ p.unsqueeze(-1))).squeeze(-1) + EPSILON * p
+        return torch.stack((rate, -self.potential_net.pull(q)[1] - kinetic), -2)
 
 
 class DeLaN(HNN):
@@ -374,19 +377,18 @@ class DeLaN(HNN):
 
     def vector_field(self, z: Tensor) -> Field:
         """(v, dv/dt) of states (q, v)."""
+        return self._derivative
 
-        def field(s: Tensor) -> Tensor:
-            q, v = s.unbind(-2)
-            p = self.momentum(s)
-            lower, kinetic = self._kinetic(q, p)
-            raw, along = self.mass_net.push(q, v)
-            rate = (along.unflatten(-1, (self.q_dim, self.q_dim)) * self._slope(raw)).mT.to(p)
-            force = -self.potential_net.pull(q)[1].to(p) - kinetic
-            a = lower @ (lower.mT @ force.unsqueeze(-1) + rate.mT @ p.unsqueeze(-1))
-            a = a + rate @ (lower.mT @ p.unsqueeze(-1))
-            return torch.stack((v, a.squeeze(-1) + EPSILON * force), -2)
-
-        return field
+    def _derivative(self, s: Tensor) -> Tensor:
+        q, v = s.unbind(-2)
+        p = self.momentum(s)
+        lower, kinetic = self._kinetic(q, p)
+        raw, along = self.mass_net.push(q, v)
+        rate = (along.unflatten(-1, (self.q_dim, self.q_dim)) * self._slope(raw)).mT
+        force = -self.potential_net.pull(q)[1] - kinetic
+        a = lower @ (lower.mT @ force.unsqueeze(-1) + rate.mT @ p.unsqueeze(-1))
+        a = a + rate @ (lower.mT @ p.unsqueeze(-1))
+        return torch.stack((v, a.squeeze(-1) + EPSILON * force), -2)
 
 
 class NeuralODE(_Generalised):
@@ -400,7 +402,7 @@ class NeuralODE(_Generalised):
 
     def vector_field(self, z: Tensor) -> Field:
         """The network's output as a state."""
-        return lambda s: self.net(s.flatten(-2)).view_as(s).to(s)
+        return lambda s: self.net(s.flatten(-2)).view_as(s)
 
 
 NETWORKS: dict[str, Any] = {"CHNN": CHNN, "CLNN": CLNN, "HNN": HNN, "DeLaN": DeLaN, "NeuralODE": NeuralODE}

@@ -23,8 +23,6 @@ class CosSin(nn.Module):
 
     def __init__(self, dim: int, angular: tuple[int, ...]) -> None:
         super().__init__()
-        if not set(angular) <= set(range(dim)) or len(set(angular)) != len(angular):
-            raise ValueError(f"angular_dims is {angular}, allowed are numbers from 0 to {dim - 1}, each once")
         rest = [i for i in range(dim) if i not in angular]
         self.angular, self.rest, self.count = _index(list(angular)), _index(rest), len(angular)
         order = [*angular, *rest]
@@ -96,7 +94,7 @@ class TanhNet(nn.Sequential):
         g = (output.new_ones(()) if cotangent is None else cotangent(output)).expand_as(output) @ weight
         for h, linear in zip(states[::-1], self._linears()[::-1], strict=True):
             g = (g * (1.0 - h * h)) @ linear.weight
-        return output, self[0].pull(x, g.to(x.dtype)) if self.has_features else g
+        return output, self[0].pull(x, g) if self.has_features else g
 
     def push(self, x: Tensor, tangent: Tensor) -> tuple[Float[Tensor, "*b o"], Float[Tensor, "*b o"]]:
         """The output, and its derivative along ``tangent``."""
