@@ -239,11 +239,6 @@ class Constraints(nn.Module):
             setattr(self, name, torch.from_numpy(array.copy()).to(getattr(self, name).device))
         return self
 
-    @property
-    def count(self) -> int:
-        """C."""
-        return len(self._exact["rows"])
-
     def like(self, x: Tensor) -> Rows:
         """The constraints in the precision of ``x``."""
         return Rows(*(getattr(self, name).to(x) for name in Rows._fields))

@@ -222,7 +222,7 @@ class _Constrained(Dynamics):
             )
         if not self.redundant and not torch.compiler.is_compiling() and self.constraints.repeat(z[:, 0]):
             raise ValueError(
-                "redundant is False, allowed is True for this graph: at z0 some of its constraints repeat each other"
+                "redundant is False, allowed is True for this graph: at z0 some of its constraints repeat each other or vanish"
             )
 
     def _inverse(self, z: Tensor) -> Tensor:
