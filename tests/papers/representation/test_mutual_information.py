@@ -148,11 +148,11 @@ def best_critic(mi, batches, size=128, dim=8):
 
 
 def test_best_critic_gives_the_mutual_information():
-    """I_NWJ is unbiased where the variance allows to see it; I_NCE is below, and cannot exceed log 128 = 4.852."""
+    """I_NWJ is unbiased where its variance lets one see it; I_NCE is too low, and never above log 128 = 4.852."""
     small = best_critic(2.0, 400)
     mean, error = small.mean(0), small.std(0) / 20
     assert abs(mean[1] - 2.0) < 3 * error[1] < 0.1
-    assert 1.9 < mean[0] < 2.0 + 3 * error[0]
+    assert 1.8 < mean[0] < 2.0 - 3 * error[0]
     large = best_critic(8.0, 200)
     assert large[:, 0].max() <= math.log(128) + 1e-5 and large[:, 0].mean() > 4.5
     assert large[:, 1].std() > 3 * small[:, 1].std()
@@ -160,22 +160,22 @@ def test_best_critic_gives_the_mutual_information():
 
 def test_dependent_pairs_have_the_covariances_of_section_4():
     draws = generator()
-    batches = [dependent_pairs(16, generator=draws) for _ in range(20_000)]
+    batches = [dependent_pairs(16, generator=draws) for _ in range(6_000)]
     x, y = (torch.stack([batch[view][:, 0] for batch in batches]) for view in (0, 1))
     covariance = torch.cov(torch.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]]))
     own, other = [[2.0, 0.4], [0.4, 2.0]], [[1.0, -0.5], [-0.5, 1.0]]
     expected = torch.tensor(np.block([[np.array(own), np.array(other)], [np.array(other), np.array(own)]]))
-    torch.testing.assert_close(covariance, expected.float(), rtol=0, atol=0.06)
+    torch.testing.assert_close(covariance, expected.float(), rtol=0, atol=0.12)
 
 
 def test_nwj_on_dependent_pairs_is_the_divergence_from_the_negatives():
     draws, found = generator(), []
-    for _ in range(3000):
+    for _ in range(2000):
         x, y = (v / math.sqrt(2) for v in dependent_pairs(64, generator=draws))
         found.append(nwj_bound(1 + gaussian_scores(x, y, 0.2) - gaussian_scores(x, y, -0.25)))
     found = torch.stack(found)
     error = found.std().item() / math.sqrt(len(found))
-    assert abs(found.mean().item() - gaussian_divergence(0.2, -0.25)) < 3 * error < 0.02
+    assert abs(found.mean().item() - gaussian_divergence(0.2, -0.25)) < 3 * error < 0.03
     assert gaussian_divergence(0.2, -0.25) > 5 * gaussian_mi(0.2)
 
 
@@ -293,7 +293,7 @@ def test_weights_start_as_in_keras():
     for module in (ResidualMLP(40), CouplingFlow(40, 2, (50,))):
         for parameter in module.parameters():
             if parameter.ndim == 2:
-                assert 0 < parameter.abs().max() <= 2e-4 and parameter.std() == pytest.approx(0.88e-4, rel=0.1)
+                assert 0 < parameter.abs().max() <= 2e-4 and parameter.std().item() == pytest.approx(0.88e-4, rel=0.1)
             else:
                 assert not parameter.any()
 
@@ -468,4 +468,4 @@ def test_claims_read_images_of_the_user(kind, tmp_path, monkeypatch):
                 Image.fromarray(draws.integers(0, 256, (28, 28), dtype=np.uint8)).save(folder / f"{number}.png")
     experiment = claims.Experiment(Trial(seed=1000, scale="full", data_path=tmp_path))
     assert experiment.train.upper.shape == (200, 392) and experiment.test.lower.shape == (200, 392)
-    assert 0 <= experiment.train.upper.min() and experiment.train.upper.max() <= 1
+    assert experiment.train.upper.min() >= 0 and experiment.train.upper.max() <= 1

@@ -4,6 +4,7 @@ Weights start as in Keras: Glorot's uniform draw and biases of 0, except where a
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -51,7 +52,7 @@ class InfoMax(nn.Module):
 def _mlp(widths: Sequence[int]) -> nn.Sequential:
     """Linear layers with ReLU between them."""
     layers: list[nn.Module] = []
-    for before, width in zip(widths, widths[1:], strict=False):
+    for before, width in pairwise(widths):
         layers += [nn.Linear(before, width), nn.ReLU()]
     return _keras(nn.Sequential(*layers[:-1]))
 

@@ -122,10 +122,11 @@ def adversarial_linear_training(
     source = chain(first, source)
     encoder.train()
     with torch.no_grad():
-        classifier = nn.Linear(encoder(first[0][0].to(device)).shape[1], classes)
+        z = encoder(first[0][0].to(device))
+    classifier = nn.Linear(z.shape[1], classes, device=device, dtype=z.dtype)
     nn.init.xavier_uniform_(classifier.weight)
     nn.init.zeros_(classifier.bias)
-    result = Adversarial(classifier.to(device))
+    result = Adversarial(classifier)
     of_classifier = torch.optim.Adam(classifier.parameters(), classifier_lr)
     of_encoder = torch.optim.Adam(encoder.parameters(), encoder_lr)
 
