@@ -455,8 +455,7 @@ def test_claims_give_finite_numbers_and_the_same_again(claim):
     assert first == again and all(math.isfinite(value) for value in first.values())
 
 
-@pytest.mark.parametrize("kind", ["folder"])
-def test_claims_read_images_of_the_user(kind, tmp_path, monkeypatch):
+def test_claims_read_images_of_the_user(tmp_path):
     from PIL import Image
 
     draws = np.random.default_rng(0)
@@ -469,3 +468,17 @@ def test_claims_read_images_of_the_user(kind, tmp_path, monkeypatch):
     experiment = claims.Experiment(Trial(seed=1000, scale="full", data_path=tmp_path))
     assert experiment.train.upper.shape == (200, 392) and experiment.test.lower.shape == (200, 392)
     assert experiment.train.upper.min() >= 0 and experiment.train.upper.max() <= 1
+
+
+def test_distorted_digits_keep_their_labels_and_differ():
+    from saigen.data import digits
+
+    some = digits().subset([0, 1, 2])
+    drawn = claims.distorted(some, 2, 12, generator())
+    assert drawn.x.shape == (6, 1, 12, 12) and drawn.y.tolist() == 2 * some.y.tolist()
+    assert 0 <= drawn.x.min() < 0.01 and 0.9 < drawn.x.max() <= 1
+    assert (drawn.x[:3] - drawn.x[3:]).abs().mean((1, 2, 3)).min() > 0.02
+    # what a reader sees is still the digit: it correlates with the plain one, scaled up
+    plain = F.interpolate(some.x, (12, 12), mode="bilinear", align_corners=False)
+    for copy_, original in zip(drawn.x, plain.repeat(2, 1, 1, 1), strict=True):
+        assert torch.corrcoef(torch.stack([copy_.flatten(), original.flatten()]))[0, 1] > 0.3

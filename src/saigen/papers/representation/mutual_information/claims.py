@@ -2,7 +2,7 @@
 
 The upper and the lower half of an image are the two views, each with an encoder of its own; what counts is how well a
 linear classifier does on the features of the upper half. An arm and its rival start from the same weights of a seed and
-see the same batches. Nothing is tuned: every arm has the same rate and the same number of steps.
+see the same batches. Nothing is tuned: the arms of a claim have the same rate and the same number of steps.
 """
 
 import copy
@@ -76,9 +76,9 @@ class Size:
 PAPER = {"side": 28, "widths": (300, 300, 100), "channels": 64, "kernel": 5, "critic": 100, "jacobians": 128}
 SIZES = {
     "tiny": Size(
-        train=200, test=100, copies=(2, 2), side=8, couplings=2, hidden=(16,), widths=(16, 8), channels=4, critic=8, steps=12,
-        pinned_steps=12, probe_tol=1e-1, jacobians=8, adversarial_steps=4, warmup=20, gaussian_batch=16, gaussian_steps=20,
-        gaussian_judged=10,
+        train=200, test=100, copies=(2, 2), side=8, couplings=2, hidden=(16,), widths=(16, 8), channels=4, critic=8,
+        steps=12, pinned_steps=12, probe_tol=1e-1, jacobians=8, adversarial_steps=4, warmup=20, gaussian_batch=16,
+        gaussian_steps=20, gaussian_judged=10,
     ),
     "laptop": Size(),
     # The user's images, at rates ten times the paper's for a seventh of its steps.
@@ -88,8 +88,8 @@ SIZES = {
     ),
     # The authors' notebook, on MNIST.
     "full": Size(
-        data="images", train=None, test=None, couplings=30, hidden=(512, 512), steps=21_000, pinned_steps=21_000, lr=1e-4, decay=False,
-        probe_tol=1e-1, adversarial_steps=4001, warmup=1000, encoder_lr=1e-5, gaussian_batch=128, gaussian_steps=20_000,
+        data="images", train=None, test=None, couplings=30, hidden=(512, 512), steps=21_000,
+        pinned_steps=21_000, lr=1e-4, decay=False, probe_tol=1e-1, adversarial_steps=4001, warmup=1000, encoder_lr=1e-5, gaussian_batch=128, gaussian_steps=20_000,
         gaussian_lr=1e-4, gaussian_judged=1000, **PAPER,
     ),
 }  # fmt: skip
@@ -136,8 +136,9 @@ class Experiment:
         history = fit(
             model, lambda model, upper, lower: loss(model(upper, lower)), (self.train.upper, self.train.lower),
             optimizer=torch.optim.Adam(model.parameters(), size.lr), steps=steps or size.steps, batch_size=size.batch,
-            seed=trial.seed, schedule=cosine() if size.decay else None, transform=_noisy(noise) if noise else None, checkpoint=trial.checkpoint(arm),
-            device=trial.device, on_step=lambda step, total, _: trial.progress(step, total, arm),
+            seed=trial.seed, schedule=cosine() if size.decay else None, transform=_noisy(noise) if noise else None,
+            checkpoint=trial.checkpoint(arm), device=trial.device,
+            on_step=lambda step, total, _: trial.progress(step, total, arm),
         )  # fmt: skip
         last = history.losses[-max(1, len(self.train.y) // size.batch) :]
         return sum(last) / len(last)
@@ -192,7 +193,7 @@ class Experiment:
 
 
 def distorted(images: Images, copies: int, side: int, generator: torch.Generator) -> Images:
-    """``copies`` of each digit, each turned by up to 14 degrees, scaled by up to 15 % and moved by up to a tenth of its side.
+    """``copies`` of each digit, each turned by up to 14 degrees, scaled by up to 15 %, moved by up to a tenth of its side.
 
     As scikit-learn has them, digits of 8x8 pixels are told apart from half the pixels, by a linear classifier nearly as
     well as by any other; distorted ones leave features something to gain, and are too many to be learned by heart.
@@ -223,7 +224,7 @@ def _named(arm: str, probe: Probe) -> dict[str, float]:
 
 
 def invertible_encoders_improve(trial: Trial) -> dict[str, float]:
-    """One seed: couplings that preserve all information, trained by each bound; against themselves untrained, and pixels."""
+    """One seed: couplings that preserve all information, trained by each bound; against pixels and themselves untrained."""
     experiment = Experiment(trial)
     size, dim = experiment.size, experiment.dim
     with trial.seeded("weights"):
@@ -254,7 +255,8 @@ def adversarial_encoder_hurts(trial: Trial) -> dict[str, float]:
         untrained, pixels = experiment.probe(encoder), experiment.probe(nn.Identity())
         history = adversarial_linear_training(
             encoder, experiment.batches(torch.float64), classes=experiment.classes, warmup=size.warmup,
-            steps=size.adversarial_steps, encoder_lr=size.encoder_lr, on_step=lambda step, total, _: trial.progress(step, total, "adversarial"),
+            steps=size.adversarial_steps, encoder_lr=size.encoder_lr,
+            on_step=lambda step, total, _: trial.progress(step, total, "adversarial"),
         )  # fmt: skip
     adversarial = experiment.probe(encoder)
     return {
