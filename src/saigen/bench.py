@@ -1,5 +1,6 @@
 """Side by side: each room's component against its best public peer, alternating in one process."""
 
+import ctypes
 import gc
 import platform
 from collections.abc import Callable, Iterator, Sequence
@@ -58,6 +59,7 @@ def measure(paper: Paper, benchmark: Benchmark, *, rounds: int = ROUNDS, seconds
         peer = benchmark.peer()
     except ImportError as error:
         return Row(paper.slug, benchmark.name, missing=f"{error} (pip install 'saigen[{benchmark.extra}]')")
+    _keep_freed_memory()
     ours = benchmark.ours()
     pairs = []
     timers = [_timer(Timer, ours), _timer(Timer, peer)]
@@ -77,6 +79,18 @@ def measure(paper: Paper, benchmark: Benchmark, *, rounds: int = ROUNDS, seconds
         *np.median(pairs, axis=0).tolist(),
         *np.exp([logs.mean(), logs.mean() - reach, logs.mean() + reach]).tolist(),
     )
+
+
+def _keep_freed_memory() -> None:
+    """glibc gives freed memory back from sizes on that depend on what a process did before, and takes it anew page by page.
+
+    That made a tensor of a megabyte several times as slow in one process as in another, for ours or for the peer; with
+    these thresholds fixed both get memory that is there already.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-1, 2**30)  # M_TRIM_THRESHOLD, in bytes
+        libc.mallopt(-3, 2**25)  # M_MMAP_THRESHOLD; it can be no larger
 
 
 def _timer(timer: Any, call: Callable[[], Any]) -> Any:
