@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -72,8 +73,15 @@ def test_a_truncated_measurement_is_run_again(plugin, store):
 
 
 def whole_files(store):
-    """The measurements that stand at their place; one that is being written lies in a folder of its own beside it."""
-    return [path for path in store.rglob("*.json") if path.parent.suffix != ".partial"]
+    """The measurements that stand at their place; one that is being written lies in a folder of its own beside it.
+
+    Such a folder may be gone before it is looked into: ``os.walk`` bears that, ``rglob`` does not.
+    """
+    found = []
+    for folder, _, names in os.walk(store):
+        if not folder.endswith(".partial"):
+            found += [Path(folder) / name for name in names if name.endswith(".json")]
+    return found
 
 
 @pytest.mark.parametrize("finished", [0, 1, 3])
