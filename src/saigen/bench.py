@@ -55,11 +55,11 @@ def measure(paper: Paper, benchmark: Benchmark, *, rounds: int = ROUNDS, seconds
     if rounds < 2:
         raise ValueError(f"rounds is {rounds}, allowed is at least 2")
 
+    _keep_freed_memory()
     try:
         peer = benchmark.peer()
     except ImportError as error:
         return Row(paper.slug, benchmark.name, missing=f"{error} (pip install 'saigen[{benchmark.extra}]')")
-    _keep_freed_memory()
     ours = benchmark.ours()
     pairs = []
     timers = [_timer(Timer, ours), _timer(Timer, peer)]

@@ -14,6 +14,7 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import update_bn
 
 from saigen.data import split
 from saigen.data.subsets import sample
@@ -130,19 +131,10 @@ def _trained(trial: Trial, shape: Shape, x: Tensor, y: Tensor, classes: int, cop
     return _TRAINED[key]
 
 
-@torch.no_grad()
 def _settle_norms(model: nn.Module, x: Tensor) -> None:
     """Batch norms' statistics as plain means over the training images: so few steps do not fill a running mean of 0.99."""
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None
-    model.train()
-    for batch in x[:2048].split(max(2, min(128, len(x)))):
-        if len(batch) > 1:
-            model(batch.to(next(model.parameters()).device))
-    for norm in norms:
-        norm.momentum = 0.01
+    batches = x[:2048].split(max(2, min(128, len(x))))
+    update_bn((batch for batch in batches if len(batch) > 1), model, device=next(model.parameters()).device)
 
 
 def _layers(model: nn.Module) -> list[str]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from saigen.nn.classifier import Classifier
 from saigen.nn.conv import conv2d, same_padding
+from saigen.nn.mlp_mixer import lecun_normal_
 from saigen.nn.resnet import ResNet
 from saigen.nn.tensorflow import torch_variables
 
@@ -24,9 +25,9 @@ WIDTHS = (1, 2, 4, 8, 10)
 Number = float | int
 
 
-def _truncated_normal(weight: Tensor, scale: float) -> None:
-    """Keras' variance scaling by fan-in: a normal cut off at two deviations, ``scale`` 2 for He's."""
-    std = math.sqrt(scale / weight[0].numel()) / 0.87962566103423978  # so that what is left has variance scale / fan-in
+def _he_normal(weight: Tensor) -> None:
+    """Keras' He-normal draw, cut off at two deviations."""
+    std = math.sqrt(2.0 / weight[0].numel()) / 0.87962566103423978  # so that what is left has variance 2 / fan-in
     nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
 
 
@@ -112,7 +113,7 @@ class CifarResNetV1(Classifier):
         self.reset_classifier(num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                _truncated_normal(module.weight, 2.0)
+                _he_normal(module.weight)
                 nn.init.zeros_(module.bias)
 
     def forward_features(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h2 w2"]:
@@ -130,7 +131,7 @@ class CifarResNetV1(Classifier):
     def new_classifier(self, num_classes: int) -> nn.Linear:
         """With He-normal weights."""
         layer = super().new_classifier(num_classes)
-        _truncated_normal(layer.weight, 2.0)
+        _he_normal(layer.weight)
         nn.init.zeros_(layer.bias)
         return layer
 
@@ -207,7 +208,7 @@ class ScaledResNet50(ResNet):
         super().reset_parameters(zero_init)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                _truncated_normal(module.weight, 1.0)
+                lecun_normal_(module.weight)
 
     def new_classifier(self, num_classes: int) -> nn.Linear:
         """With normal weights of deviation 0.01."""

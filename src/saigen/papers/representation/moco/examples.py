@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saigen.example import Benchmark, Example
-from saigen.nn.resnet import ResNet
+from saigen.nn.resnet import ResNet, resnet50
 from saigen.papers.representation.moco import (
     EndToEnd,
     InfoNCE,
@@ -225,8 +225,7 @@ def _losses(queue_size: int, batch: int = 256, dim: int = 128) -> tuple[Callable
 
 def _updates() -> tuple[Callable[[], object], Callable[[], object]]:
     def networks() -> tuple[nn.Module, nn.Module]:
-        build = partial(ResNet, "bottleneck", (3, 4, 6, 3), num_classes=128)
-        return build(), build()
+        return resnet50(num_classes=128), resnet50(num_classes=128)
 
     def ours() -> Callable[[], object]:
         q, k = networks()
